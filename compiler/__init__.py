@@ -1,0 +1,1 @@
+"""The ktap compiler: script text to bytecode."""

@@ -1,0 +1,1 @@
+"""ktap: a dynamic tracer for Linux."""
