@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, Optional, Union
 
 Constant = Union[None, bool, int, bytes]
@@ -35,8 +34,7 @@ class Upvalue(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True)
-class Function:
+class Function(NamedTuple):
     """One function of a script.
 
     Parameters arrive in registers 0 … `parameters` - 1; `registers` is how many the code uses (at
@@ -52,8 +50,7 @@ class Function:
     spans: tuple[Span, ...]
 
 
-@dataclass(frozen=True)
-class Program:
+class Program(NamedTuple):
     """A compiled script. Function 0 is the main chunk (variadic, no upvalues)."""
 
     source_name: str
