@@ -31,10 +31,10 @@ class Diagnostic(NamedTuple):
         if not 0 < self.span.line <= len(lines):
             return head
         line = lines[self.span.line - 1]
-        pad = "".join("\t" if c == "\t" else " " for c in line[: self.span.column - 1])
-        pad = pad.ljust(self.span.column - 1)
-        last = self.span.end_column if self.span.end_line == self.span.line else len(line) + 1
-        width = max(1, last - self.span.column)
+        column = min(self.span.column, len(line) + 1)
+        pad = "".join("\t" if c == "\t" else " " for c in line[: column - 1])
+        last = min(self.span.end_column, len(line) + 1) if self.span.end_line == self.span.line else len(line) + 1
+        width = max(1, last - column)
         return f"{head}\n{line}\n{pad}{'^' * width}"
 
 
