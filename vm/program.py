@@ -58,3 +58,19 @@ class Program(NamedTuple):
     functions: tuple[Function, ...]
     source: Optional[str] = None
     """The script's text, for the line and the caret under a diagnostic; None when stripped."""
+
+
+MAX_REGISTERS = 250
+"""Registers of one function."""
+MAX_UPVALUES = 250
+"""Upvalues of one function."""
+MAX_INSTRUCTIONS = 1 << 15
+"""Instructions of one function: a jump's operand reaches all of them."""
+MAX_CODE = 1 << 17
+"""Instructions and upvalues of all functions of a program."""
+MAX_CONSTANTS = 1 << 15
+"""Constants of a program: an operand reaches all of them."""
+MAX_FUNCTIONS = 1 << 13
+"""Functions of a program."""
+MAX_COLUMN = (1 << 31) - 1
+"""The last line and column a span can name."""
