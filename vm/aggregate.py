@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Callable, Iterator, NamedTuple, Optional
 
 from vm.fault import Fault
-from vm.host import Host
 from vm.histogram import steps
+from vm.host import Host
 from vm.opcodes import BY_NAME
 from vm.program import Function, Program
-from vm.values import describe
+from vm.values import MAX_INTEGER, MIN_INTEGER, describe
 
 BUCKET_BYTES = 100
 """What one bucket is charged: a dictionary slot and its count."""
@@ -67,8 +67,8 @@ class Stats:
         self.count = 0
         self.total = 0
         """The sum as a Python integer; `sum` wraps it."""
-        self.smallest: Optional[int] = None
-        self.largest: Optional[int] = None
+        self.smallest = MAX_INTEGER
+        self.largest = MIN_INTEGER
         self.powers: dict[int, int] = {}
         """Samples by bit length (0 is zero, -1 all below zero)."""
         self.linear: dict[Shape, dict[int, int]] = {shape: {} for shape in keeping.shapes}
@@ -79,11 +79,9 @@ class Stats:
             raise Fault("type", f"`<<<` adds integers to an aggregation, not {describe(value)}")
         self.count += 1
         self.total += value
-        if self.smallest is None or self.largest is None:
-            self.smallest = self.largest = int(value)
-        elif value < self.smallest:
+        if value < self.smallest:
             self.smallest = int(value)
-        elif value > self.largest:
+        if value > self.largest:
             self.largest = int(value)
         if self.keeping.powers:
             self.tally(self.powers, value.bit_length() if value >= 0 else -1)

@@ -147,7 +147,7 @@ def same(value: object) -> object:
 class Format:
     """A format string, with a plan for every combination of argument types it has met."""
 
-    __slots__ = ("conversions", "name", "pieces", "plans", "starred", "text", "describe")
+    __slots__ = ("conversions", "describe", "name", "pieces", "plans", "starred", "text")
 
     def __init__(self, name: str, pieces: list[Union[bytes, Conversion]], text: Text, describe: Describe) -> None:
         self.name = name
@@ -204,7 +204,7 @@ class Format:
             size += b"" if precision is None else b".%d" % precision
             return head + size + b"b", same if type(value) is bytes else self.text
         if letter == "p" and hasattr(value, "address"):
-            return b"%b", lambda pointer: integer_text(conversion, pointer.address)  # type: ignore[attr-defined]
+            return b"%b", lambda pointer: integer_text(conversion, pointer.address)
         if not isinstance(value, int) or isinstance(value, bool):
             place_text = f"the {ordinal(place + 1)} argument is {self.describe(value)}"
             raise Fault(
@@ -213,7 +213,7 @@ class Format:
         if letter == "c":
             return head + size + b"c", character
         if precision is not None or conversion.bits != 64 or b"#" in flags or letter == "p":
-            return b"%b", lambda number: integer_text(conversion, number)  # type: ignore[arg-type]
+            return b"%b", lambda number: integer_text(conversion, number)
         kept = bytes(flag for flag in flags if flag in (b"-+ 0" if letter in SIGNED else b"-0"))
         template = b"%" + kept + size + BASES[letter].encode()
         return template, same if letter in SIGNED else unsigned
