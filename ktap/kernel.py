@@ -1,0 +1,317 @@
+"""The kernel's tracing interfaces as typed functions: bpf(2), perf_event_open(2).
+
+Everything here is a file descriptor; what is attached goes when the descriptor is closed, so a process
+that ends, however it ends, leaves nothing behind. Sources: linux/bpf.h, linux/perf_event.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from functools import cache
+from typing import Iterator, NamedTuple, Optional
+
+BPF_CALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+PERF_CALL = {"x86_64": 298, "aarch64": 241, "riscv64": 241, "ppc64le": 319, "s390x": 331}
+
+# commands of bpf(2)
+MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROGRAM_LOAD = 1, 2, 3, 4, 5
+TEST_RUN, PROGRAM_NEXT_ID, MAP_NEXT_ID, INFO_BY_FD, RAW_TRACEPOINT_OPEN = 10, 11, 12, 15, 17
+LINK_NEXT_ID = 31
+
+# kinds of maps
+HASH, ARRAY, PERF_EVENT_ARRAY, PERCPU_HASH, PERCPU_ARRAY, RINGBUF = 1, 2, 4, 5, 6, 27
+
+# kinds of programs
+KPROBE, TRACEPOINT, PERF_EVENT, RAW_TRACEPOINT = 2, 5, 7, 17
+
+# perf events
+TYPE_SOFTWARE, TYPE_TRACEPOINT = 1, 2
+CPU_CLOCK, BPF_OUTPUT = 0, 10
+SAMPLE_RAW, SAMPLE_TIME = 1 << 10, 1 << 2
+FLAG_DISABLED, FLAG_FREQUENCY, FLAG_WATERMARK = 1 << 0, 1 << 10, 1 << 14
+FLAG_EXCLUDE_KERNEL = 1 << 5
+IOC_ENABLE, IOC_DISABLE, IOC_SET_BPF = 0x2400, 0x2401, 0x40042408
+OPEN_CLOEXEC = 8
+ATTRIBUTE_BYTES = 136
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def remedy(error: OSError) -> Optional[str]:
+    """What the user can do about an error of this module, None when nothing is known."""
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return "tracing needs root, or CAP_BPF and CAP_PERFMON; ktap --replay FILE needs neither"
+    if error.errno == errno.ENOSYS:
+        return "this kernel has no BPF; ktap doctor shows what it has"
+    if error.errno == errno.EMFILE:
+        return "too many open files; raise the limit with ulimit -n"
+    if error.errno == errno.ENOMEM:
+        return "not enough memory; try a smaller --buffer-bytes"
+    return None
+
+
+def _architecture(table: dict[str, int], name: str) -> int:
+    number = table.get(platform.machine())
+    if number is None:
+        raise OSError(errno.ENOSYS, f"number of system call {name} is not known on {platform.machine()}", name)
+    return number
+
+
+def _failed(what: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), what)
+
+
+def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
+    return ctypes.addressof(buffer)
+
+
+def _bpf(command: int, attribute: bytes, what: str) -> tuple[int, bytes]:
+    """bpf(2): its result and the attribute as the kernel left it."""
+    buffer = ctypes.create_string_buffer(attribute, len(attribute))
+    result = _libc.syscall(_architecture(BPF_CALL, "bpf"), command, buffer, len(attribute))
+    if result < 0:
+        raise _failed(what)
+    return result, buffer.raw
+
+
+# -- maps ---------------------------------------------------------------------------------------
+
+
+def lookup(fd: int, key: bytes, value_bytes: int) -> Optional[bytes]:
+    """The value under a key, None where there is none (per-CPU kinds: the values of all CPUs, one after the other)."""
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    value = ctypes.create_string_buffer(value_bytes)
+    try:
+        _bpf(MAP_LOOKUP, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), _address(value), 0), "map lookup")
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    return value.raw
+
+
+def update(fd: int, key: bytes, value: bytes) -> None:
+    """Set the value under a key."""
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    buffer = ctypes.create_string_buffer(value, len(value))
+    _bpf(MAP_UPDATE, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), _address(buffer), 0), "map update")
+
+
+def delete(fd: int, key: bytes) -> None:
+    """Remove a key."""
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    _bpf(MAP_DELETE, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), 0, 0), "map delete")
+
+
+def keys(fd: int, key_bytes: int) -> Iterator[bytes]:
+    """The keys of a map, as they are met."""
+    following = ctypes.create_string_buffer(key_bytes)
+    current: Optional[ctypes.Array[ctypes.c_char]] = None
+    while True:
+        start = _address(current) if current is not None else 0
+        try:
+            _bpf(MAP_NEXT_KEY, struct.pack("=IIQQQ", fd, 0, start, _address(following), 0), "map next key")
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return
+            raise
+        yield following.raw
+        current = ctypes.create_string_buffer(following.raw, key_bytes)
+
+
+# -- programs -----------------------------------------------------------------------------------
+
+
+def load(kind: int, instructions: bytes, log_bytes: int = 0) -> int:
+    """Load a program with bpf(2) alone: for asking what the kernel takes. Raises OSError with the log as `strerror`."""
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    license_text = ctypes.create_string_buffer(b"GPL")
+    log = ctypes.create_string_buffer(log_bytes or 1)
+    attribute = struct.pack(
+        "=IIQQIIQII16s",
+        kind,
+        len(instructions) // 8,
+        _address(code),
+        _address(license_text),
+        1 if log_bytes else 0,
+        log_bytes,
+        _address(log) if log_bytes else 0,
+        0,
+        0,
+        b"ktap_test",
+    )
+    try:
+        return _bpf(PROGRAM_LOAD, attribute, "program load")[0]
+    except OSError as error:
+        raise OSError(error.errno, log.value.decode(errors="replace") or error.strerror, "program load") from error
+
+
+def loads(kind: int, instructions: bytes) -> bool:
+    """Whether the kernel takes a program. Raises OSError where BPF may not be used at all."""
+    try:
+        os.close(load(kind, instructions))
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOSYS):
+            raise
+        return False
+    return True
+
+
+@cache
+def instruction_set() -> str:
+    """`v4` where the kernel takes it (Linux 6.6), else `v3`: asked with a sign-extending move."""
+    sign_extending_move = struct.pack("<BBhi", 0xB7, 0, 0, 1) + struct.pack("<BBhi", 0xBF, 0, 8, 0)
+    return "v4" if loads(RAW_TRACEPOINT, sign_extending_move + EXIT) else "v3"
+
+
+EXIT = struct.pack("<BBhi", 0x95, 0, 0, 0)
+
+
+def calls(*helpers: int) -> bytes:
+    """A program that calls helpers that take no arguments, and returns the last one's result."""
+    return b"".join(struct.pack("<BBhi", 0x85, 0, 0, h) for h in helpers) + EXIT
+
+
+def attach_raw_tracepoint(program: int, name: str) -> int:
+    """Attach a raw tracepoint program; detached when the descriptor is closed. Raises OSError."""
+    text = ctypes.create_string_buffer(name.encode())
+    return _bpf(RAW_TRACEPOINT_OPEN, struct.pack("=QII", _address(text), program, 0), f"raw tracepoint {name}")[0]
+
+
+def test_run(program: int, context: bytes) -> int:
+    """What a raw tracepoint program returns for a made-up context (BPF_PROG_TEST_RUN)."""
+    buffer = ctypes.create_string_buffer(context, len(context))
+    attribute = struct.pack("=IIIIQQIIIIQQII", program, 0, 0, 0, 0, 0, 0, 0, len(context), 0, _address(buffer), 0, 0, 0)
+    result: int = struct.unpack_from("=I", _bpf(TEST_RUN, attribute, "test run")[1], 4)[0]
+    return result
+
+
+class ProgramInfo(NamedTuple):
+    """What the kernel knows of a loaded program."""
+
+    id: int
+    name: str
+    misses: int
+    """How often it was not run because one was running already on that CPU."""
+
+
+def program_info(fd: int) -> ProgramInfo:
+    """Id, name and misses (`recursion_misses`, Linux 5.12; 0 before)."""
+    info = ctypes.create_string_buffer(232)
+    _bpf(INFO_BY_FD, struct.pack("=IIQ", fd, len(info), _address(info)), "program info")
+    number = struct.unpack_from("=I", info.raw, 4)[0]
+    name = info.raw[64:80].split(b"\0")[0].decode()
+    return ProgramInfo(number, name, struct.unpack_from("=Q", info.raw, 208)[0])
+
+
+def object_ids(command: int) -> list[int]:
+    """Ids of everything loaded in the kernel: PROGRAM_NEXT_ID, MAP_NEXT_ID or LINK_NEXT_ID."""
+    found: list[int] = []
+    current = 0
+    while True:
+        try:
+            current = struct.unpack_from("=I", _bpf(command, struct.pack("=III", current, 0, 0), "next id")[1], 4)[0]
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return found
+            raise
+        found.append(current)
+
+
+# -- perf events --------------------------------------------------------------------------------
+
+
+class Counter(NamedTuple):
+    """The parts of a perf_event_attr that are used."""
+
+    type: int
+    config: int
+    period: int = 0
+    sample_type: int = 0
+    flags: int = 0
+    wakeup: int = 0
+    """Events, or bytes with FLAG_WATERMARK, until a reader is woken."""
+
+
+def open_perf_event(counter: Counter, cpu: int, pid: int = -1, what: str = "perf event") -> int:
+    """perf_event_open(2), close-on-exec. Raises OSError."""
+    attribute = struct.pack(
+        "=IIQQQQQII",
+        counter.type,
+        ATTRIBUTE_BYTES,
+        counter.config,
+        counter.period,
+        counter.sample_type,
+        0,
+        counter.flags,
+        counter.wakeup,
+        0,
+    ).ljust(ATTRIBUTE_BYTES, b"\0")
+    buffer = ctypes.create_string_buffer(attribute, ATTRIBUTE_BYTES)
+    number = _architecture(PERF_CALL, "perf_event_open")
+    fd: int = _libc.syscall(number, buffer, pid, cpu, -1, OPEN_CLOEXEC)
+    if fd < 0:
+        raise _failed(what)
+    return fd
+
+
+def set_program(event: int, program: int) -> None:
+    """Run a program at each event of a perf event. Raises OSError."""
+    import fcntl
+
+    fcntl.ioctl(event, IOC_SET_BPF, program)
+
+
+def enable(event: int) -> None:
+    """Let a perf event count."""
+    import fcntl
+
+    fcntl.ioctl(event, IOC_ENABLE, 0)
+
+
+# -- the machine --------------------------------------------------------------------------------
+
+
+@cache
+def online_cpus() -> tuple[int, ...]:
+    """The numbers of the processors that are online."""
+    return _cpu_list("/sys/devices/system/cpu/online")
+
+
+@cache
+def possible_cpus() -> int:
+    """How many values a per-CPU map has for a key."""
+    return len(_cpu_list("/sys/devices/system/cpu/possible"))
+
+
+def _cpu_list(path: str) -> tuple[int, ...]:
+    """A list such as `0-3,6`."""
+    found: list[int] = []
+    with open(path) as file:
+        for part in file.read().strip().split(","):
+            first, _, last = part.partition("-")
+            found.extend(range(int(first), int(last or first) + 1))
+    return tuple(found)
+
+
+INITIAL_PID_NAMESPACE = "pid:[4026531836]"
+GET_CURRENT_PID_TGID = 14
+
+
+@cache
+def own_process() -> int:
+    """This process's number as the kernel's programs see it, which in a container is not os.getpid()."""
+    if os.readlink("/proc/self/ns/pid") == INITIAL_PID_NAMESPACE:
+        return os.getpid()
+    shift = struct.pack("<BBhi", 0x77, 0, 0, 32)
+    program = load(RAW_TRACEPOINT, calls(GET_CURRENT_PID_TGID)[:-8] + shift + EXIT)
+    try:
+        return test_run(program, bytes(16))
+    finally:
+        os.close(program)
