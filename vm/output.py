@@ -60,7 +60,7 @@ class Output:
             self._reserved = True
             self._left += RESERVE_BYTES
             self._grant()
-        raise Fault("output", f"more output than the limit of {self.limit_bytes} bytes", "see --max-output-bytes")
+        raise Fault("output", f"more output than the limit of {self.limit_bytes} bytes", "raise it with --max-output")
 
     def _grant(self) -> None:
         self._granted = self._room = min(self._buffer_bytes, self._left)
