@@ -92,7 +92,7 @@ ELEMENT_SIZES = (
 def parse_format(group: str, text: str) -> EventFormat:
     """The format in a `format` file. Raises ValueError when the text is no format file."""
     head, _, print_format = text.partition("\nprint fmt: ")
-    name = re.search(r"^name: (\S+)$", head, re.M)
+    name = re.search(r"^name: (\w+)$", head, re.M)
     number = re.search(r"^ID: (\d+)$", head, re.M)
     if name is None or number is None:
         raise ValueError(f"no event format: {text[:60]!r}")

@@ -1,0 +1,112 @@
+"""argstr: the text of an event, as the tracefs `trace` file shows it after its header columns.
+
+A `print fmt:` is compiled once an event to a Python function of the raw record: one struct unpack for
+the integer fields it reads, one bytes template for the text. The source is put together from this
+module's own templates, integers and indexes into a tuple of constants: no text of a format file (which
+in a replay comes from a file) ever reaches it. What cannot be evaluated outside the kernel is shown as
+`name=value` pairs of the fields.
+
+Source: include/trace/stages/stage3_trace_output.h, kernel/trace/trace_output.c and, for system calls,
+which the kernel prints with code of its own, kernel/trace/trace_syscalls.c.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple, Optional
+
+from ktap import event_format
+from ktap.c_expression import Unsupported, parse_list
+from ktap.event_format import EventFormat, Raw
+from ktap.pointer_format import KernelNames
+
+Formatter = Callable[[Raw], bytes]
+
+
+class EventText(NamedTuple):
+    """How an event is shown."""
+
+    show: Formatter
+    """Gives the text of a raw record. Raises struct.error when the record is too short for its format."""
+    asks_names: bool
+    """Whether it asks for symbols, kernel strings or pointer hashes."""
+    fallback: Optional[str]
+    """Why the fields are shown instead of the kernel's own text; None where they are not."""
+
+
+def event_text(event: EventFormat, names: KernelNames, release: str) -> EventText:
+    """How to show an event of a kernel of `release` (as uname -r prints it)."""
+    if event.is_syscall:
+        return EventText(syscall_text(event, release), False, None)
+    from ktap.print_compiler import compile_text
+
+    try:
+        show, asks_names = compile_text(event, parse_list(event.print_format), names)
+    except Unsupported as reason:
+        return EventText(field_text(event), False, str(reason))
+    return EventText(show, asks_names, None)
+
+
+def field_text(event: EventFormat) -> Formatter:
+    """`name: field=value field=value …`: strings as they are, bytes in hexadecimal, pointers too."""
+    readers = [
+        (f"{field.name}=".encode(), event_format.reader(field, _braces), field.kind == event_format.POINTER)
+        for field in event.fields
+    ]
+    head = f"{event.name}:".encode()
+    texts = {field.name for field in event.fields if field.kind == event_format.TEXT}
+
+    def show(raw: Raw) -> bytes:
+        parts = [head]
+        for label, read, pointer in readers:
+            value = read(raw)
+            if isinstance(value, int):
+                parts.append(label + (b"0x%x" % (value & MASK) if pointer else b"%d" % value))
+            elif isinstance(value, bytes):
+                parts.append(label + (value if label[:-1].decode() in texts else value.hex().encode()))
+        return b" ".join(parts)
+
+    return show
+
+
+MASK = (1 << 64) - 1
+
+
+def _braces(values: object) -> bytes:
+    assert isinstance(values, (tuple, list))
+    return b"{" + b",".join(b"%d" % value for value in values) + b"}"
+
+
+SYSCALL_PREFIX_SINCE = (6, 15)
+"""From this kernel on a system call's arguments of 10 and more are shown with `0x`; before, bare."""
+
+
+def _version(release: str) -> tuple[int, int]:
+    numbers = [int("".join(c for c in part if c.isdigit()) or 0) for part in release.split("-")[0].split(".")[:2]]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else (0, 0)
+
+
+def syscall_text(event: EventFormat, release: str) -> Formatter:
+    """`sys_openat(dfd: 0xffffff9c, …)` for an entry, `sys_openat -> 0x3` for an exit."""
+    from struct import Struct
+
+    name = event.name.replace("sys_enter_", "sys_").replace("sys_exit_", "sys_")
+    if event.name.startswith("sys_exit_"):
+        result = event_format.integer_reader(event.fields[-1].offset, 8, False)
+        head = f"{name} -> 0x%x".encode()
+        return lambda raw: head % (result(raw) & MASK)
+    arguments = [f for f in event.fields if f.offset >= 16 and f.place == event_format.INLINE]
+    if not arguments:
+        whole = f"{name}()".encode()
+        return lambda raw: whole
+    unpack = Struct(f"={len(arguments)}Q").unpack_from
+    plain = _version(release) < SYSCALL_PREFIX_SINCE
+    labels = ", ".join(f"{f.name}: {'%x' if plain else '%b'}" for f in arguments)
+    template = f"{name}({labels})".encode()
+    if plain:
+        return lambda raw: template % unpack(raw, 16)
+    small = [b"%d" % n for n in range(10)]
+
+    def show(raw: Raw) -> bytes:
+        return template % tuple([small[v] if v < 10 else b"0x%x" % v for v in unpack(raw, 16)])
+
+    return show
