@@ -1,0 +1,315 @@
+"""Event objects over captured records: every captured value under the name scripts know.
+
+One class is made for each kind of point, with a property a name; the object is pointed at a record
+(`event.record = values`) and reads nothing but that tuple, so live events and replayed ones are alike.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+from ktap import demand
+from ktap.event_format import INTEGER, POINTER, EventFormat, Field, reader
+from ktap.layout import Layout, Values
+from vm.event import VARIABLES
+from vm.fault import Fault
+from vm.values import Stack, wrap
+
+RECORD, ARGUMENTS = "record", "arguments"
+"""Slots: the raw record as the `format` file lays it out; the arguments of a raw tracepoint, 8 bytes each."""
+KERNEL_STACK, USER_STACK = "kernel_stack", "user_stack"
+"""Slots of return addresses, 8 bytes each, innermost first."""
+READ, MEMBER, STATE = "read:", "member:", "state:"
+"""Prefixes of slots: a memory read by its number, a member by its path, a state by its name."""
+
+WORD = Struct("=q").unpack_from
+
+
+class Kind(NamedTuple):
+    """What a point's records hold, and how they are shown."""
+
+    name: str
+    """As probename gives it: `sched_switch`, `profile-99hz`."""
+    layout: Layout
+    format: Optional[EventFormat] = None
+    reads: Tuple[demand.Read, ...] = ()
+    """The read in slot `read:N`, by N."""
+    arguments: Tuple[str, ...] = ()
+    """Names of a raw tracepoint's arguments, empty strings where BTF knows none."""
+    signed_members: Tuple[str, ...] = ()
+    """Members whose bytes are a signed integer."""
+    text_members: Tuple[str, ...] = ()
+    """Members whose bytes are a string."""
+
+
+class CapturedEvent:
+    """The event a handler sees (see vm.event.Event): what every kind of point has in common."""
+
+    __slots__ = ("record",)
+    record: Values
+    getters: Dict[str, Callable[[CapturedEvent], object]] = {}  # noqa: RUF012  # each class has its own, never changed
+    kind: Kind
+    reads: Tuple[Tuple[demand.Read, int], ...] = ()
+    """Each read with the place of its value in the record."""
+    places: Dict[str, int] = {}  # noqa: RUF012  # likewise
+
+    def __init__(self) -> None:
+        self.record = ()
+
+    def field(self, path: str) -> object:
+        """`args.PATH`; None for what this event does not have."""
+        getter = self.getters.get("args." + path)
+        return None if getter is None else getter(self)
+
+    def task(self, path: str) -> object:
+        """`curtask.PATH`; None where it could not be read."""
+        getter = self.getters.get("curtask." + path)
+        return None if getter is None else getter(self)
+
+    def memory(self, space: str, kind: str, address: int, size: int) -> Optional[bytes]:
+        """See vm.event.Event.memory."""
+        address = wrap(address)
+        found = False
+        for read, place in self.reads:
+            if read.space != space or read.kind != kind or self._number(read.address) != address:
+                continue
+            found = True
+            data = self.record[place]
+            if isinstance(data, bytes) and (kind == demand.STRING or size <= read.most_bytes):
+                return data[:size].split(b"\0", 1)[0] if kind == demand.STRING else data[:size]
+        if found:
+            return None
+        raise LookupError(f"{space} memory at {address & 0xFFFFFFFFFFFFFFFF:#x} was not captured when the event fired")
+
+    def _number(self, expression: demand.Expression) -> Optional[int]:
+        """The value of an expression in this record, None where it has none."""
+        if isinstance(expression, demand.Value):
+            value = self.value(expression.name)
+            return wrap(value) if isinstance(value, int) else None
+        if isinstance(expression, demand.Sum):
+            base = self._number(expression.base)
+            return None if base is None else wrap(base + expression.constant)
+        for read, place in self.reads:
+            data = self.record[place]
+            if read == expression and isinstance(data, bytes):
+                return wrap(int.from_bytes(data, "little"))
+        return None
+
+    def value(self, name: str) -> object:
+        """A variable by the name the EVENT opcode has for it."""
+        getter = self.getters.get(name)
+        return None if getter is None else getter(self)
+
+    def stack(self, space: str, depth: int, skip: int) -> object:
+        """The stack, `depth` frames behind the first `skip`; None where it could not be taken."""
+        place = self.places.get(KERNEL_STACK if space == demand.KERNEL else USER_STACK)
+        if place is None:
+            raise Fault("event", f"the {space} stack was not captured with this event")
+        data = self.record[place]
+        if not isinstance(data, bytes):
+            return Stack((), space, 0)
+        frames = Struct(f"={len(data) // 8}q").unpack(data)[skip : skip + depth]
+        while frames and frames[-1] == 0:
+            frames = frames[:-1]
+        pid = self.value("pid") if space == demand.USER else 0
+        return Stack(frames, space, pid if isinstance(pid, int) else 0)
+
+    def state(self, name: str) -> object:
+        """`in_interrupt`, `in_iowait` as booleans; None where it is not known."""
+        place = self.places.get(STATE + name)
+        return None if place is None else bool(self.record[place])
+
+
+class Names(Dict[bytes, bytes]):
+    """Task names by their 16 bytes, so that a name seen before costs one lookup."""
+
+    MOST = 1 << 16
+
+    def __missing__(self, raw: bytes) -> bytes:
+        """The name up to its NUL."""
+        if len(self) >= self.MOST:
+            self.clear()
+        name = self[raw] = raw.split(b"\0", 1)[0]
+        return name
+
+
+NAMES = Names()
+
+Getter = Callable[[CapturedEvent], object]
+TextOf = Callable[[bytes], bytes]
+TableOf = Callable[[Sequence[int]], object]
+
+
+def make_event(kind: Kind, text: Optional[TextOf], table: TableOf) -> CapturedEvent:
+    """The event object of a kind of point.
+
+    `text` gives argstr of a raw record (None: the event has none), `table` makes a table of a field
+    that is an array of integers.
+    """
+    places = {slot.name: 3 + index for index, slot in enumerate(kind.layout.slots)}
+    getters = _context(kind, places)
+    if kind.format is not None and RECORD in places:
+        getters.update(_fields(kind.format, places[RECORD], table))
+        if text is not None:
+            getters["argstr"] = _text(text, places[RECORD])
+    elif ARGUMENTS in places:
+        getters.update(_arguments(kind, places[ARGUMENTS]))
+    getters.update(_members(kind, places))
+    namespace: Dict[str, object] = {row.name: property(getters.get(row.name, _absent)) for row in VARIABLES}
+    namespace["__slots__"] = ()
+    namespace["getters"] = getters
+    namespace["kind"] = kind
+    namespace["places"] = places
+    namespace["reads"] = tuple((read, places[f"{READ}{number}"]) for number, read in enumerate(kind.reads))
+    event: CapturedEvent = type("Event", (CapturedEvent,), namespace)()
+    return event
+
+
+def _absent(event: CapturedEvent) -> object:
+    return None
+
+
+def _context(kind: Kind, places: Mapping[str, int]) -> Dict[str, Getter]:
+    name = kind.name.encode()
+    getters: Dict[str, Getter] = {
+        "nsecs": lambda event: event.record[0],
+        "cpu": lambda event: event.record[2],
+        "probename": lambda event: name,
+    }
+    pair = places.get("pid_tgid")
+    if pair is not None:
+        getters["pid"] = _high(pair)
+        getters["tid"] = _low(pair)
+    pair = places.get("uid_gid")
+    if pair is not None:
+        getters["uid"] = _low(pair)
+        getters["gid"] = _high(pair)
+    if "comm" in places:
+        getters["execname"] = _name(places["comm"])
+    for plain in ("ppid", "cgroup"):
+        if plain in places:
+            getters[plain] = _item(places[plain])
+    return getters
+
+
+def _high(place: int) -> Getter:
+    def get(event: CapturedEvent) -> object:
+        number: int = event.record[place]  # type: ignore[assignment]  # the layout says Q
+        return number >> 32
+
+    return get
+
+
+def _low(place: int) -> Getter:
+    def get(event: CapturedEvent) -> object:
+        number: int = event.record[place]  # type: ignore[assignment]  # the layout says Q
+        return number & 0xFFFFFFFF
+
+    return get
+
+
+def _item(place: int) -> Getter:
+    return lambda event: event.record[place]
+
+
+def _name(place: int) -> Getter:
+    names = NAMES
+
+    def get(event: CapturedEvent) -> object:
+        return names[event.record[place]]  # type: ignore[index]  # the layout says bytes
+
+    return get
+
+
+def _text(text: TextOf, place: int) -> Getter:
+    def get(event: CapturedEvent) -> object:
+        return text(event.record[place])  # type: ignore[arg-type]  # the layout says bytes
+
+    return get
+
+
+def _fields(event_format: EventFormat, place: int, table: TableOf) -> Dict[str, Getter]:
+    """`args.NAME` for every field, `argN` for the first ten."""
+    getters: Dict[str, Getter] = {}
+    for number, field in enumerate(event_format.fields):
+        getter = _integer_field(field, place) or _other_field(field, place, table)
+        getters[f"args.{field.name}"] = getter
+        if number < 10:
+            getters[f"arg{number}"] = getter
+    exit_value = getters.get("args.ret")
+    if event_format.is_syscall and exit_value is not None and event_format.name.startswith("sys_exit_"):
+        getters["retval"] = exit_value
+    return getters
+
+
+LETTERS = {1: "b", 2: "h", 4: "i", 8: "q"}
+
+
+def _integer_field(field: Field, place: int) -> Optional[Getter]:
+    if field.kind not in (INTEGER, POINTER):
+        return None
+    letter = LETTERS[field.size]
+    unpack = Struct("=" + (letter if field.signed or field.size == 8 else letter.upper())).unpack_from
+    offset = field.offset
+
+    def get(event: CapturedEvent) -> object:
+        return unpack(event.record[place], offset)[0]  # type: ignore[arg-type]  # the layout says bytes
+
+    return get
+
+
+def _other_field(field: Field, place: int, table: TableOf) -> Getter:
+    read = reader(field, table)
+
+    def get(event: CapturedEvent) -> object:
+        return read(event.record[place])  # type: ignore[arg-type]  # the layout says bytes
+
+    return get
+
+
+def _arguments(kind: Kind, place: int) -> Dict[str, Getter]:
+    """A raw tracepoint's arguments by number and name, and its text: `name=value` pairs."""
+    getters: Dict[str, Getter] = {}
+    for number, name in enumerate(kind.arguments):
+        getter = _argument(place, number)
+        if number < 10:
+            getters[f"arg{number}"] = getter
+        if name:
+            getters[f"args.{name}"] = getter
+    labels = [name or f"arg{number}" for number, name in enumerate(kind.arguments)]
+    template = (f"{kind.name}: " + " ".join(f"{label}=0x%x" for label in labels)).rstrip().encode()
+    words = Struct(f"={len(labels)}Q").unpack_from
+    getters["argstr"] = lambda event: template % words(event.record[place])  # type: ignore[arg-type]
+    return getters
+
+
+def _argument(place: int, number: int) -> Getter:
+    offset = 8 * number
+
+    def get(event: CapturedEvent) -> object:
+        return WORD(event.record[place], offset)[0]  # type: ignore[arg-type]  # the layout says bytes
+
+    return get
+
+
+def _members(kind: Kind, places: Mapping[str, int]) -> Dict[str, Getter]:
+    """Members of structures that were followed in the kernel: `args.prev.pid`, `curtask.real_parent.tgid`."""
+    getters: Dict[str, Getter] = {}
+    for slot, place in places.items():
+        if slot.startswith(MEMBER):
+            path = slot[len(MEMBER) :]
+            getters[path] = _member(place, path in kind.signed_members, path in kind.text_members)
+    return getters
+
+
+def _member(place: int, signed: bool, text: bool) -> Getter:
+    def get(event: CapturedEvent) -> object:
+        data = event.record[place]
+        if not isinstance(data, bytes):
+            return None
+        if text:
+            return data.split(b"\0", 1)[0]
+        return wrap(int.from_bytes(data, "little", signed=signed))
+
+    return get

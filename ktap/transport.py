@@ -1,0 +1,89 @@
+"""What the two event buffers share: turning bytes into records, and putting records in order of time.
+
+A buffer hands out what was written up to an instant, and tells the *horizon*: the time up to which
+every record has been handed out. It is exact for both buffers, by rules of their own.
+"""
+
+from __future__ import annotations
+
+from operator import itemgetter
+from struct import Struct
+from typing import List, NamedTuple, Optional, Protocol, Sequence, Tuple
+
+from ktap.layout import Decoder, Layout, Values, decoder
+
+POINT_OFFSET = 8
+"""Of the point's number in a record."""
+
+
+class Drained(NamedTuple):
+    """What a buffer handed out, in no order; `horizon_ns` is None when it could not be moved on."""
+
+    records: List[Values]
+    horizon_ns: Optional[int]
+
+
+class Buffer(Protocol):
+    """A transport between the capture programs and this process."""
+
+    name: str
+    """`ring` or `perf`."""
+
+    @property
+    def maps(self) -> Sequence[Tuple[str, int]]:
+        """The maps that programs write to: the name of the reference and the file descriptor."""
+
+    def expect(self, layouts: Sequence[Layout], points_bits: int) -> None:
+        """Tell how records are laid out: one layout an event, a point being an event's number << bits."""
+
+    def drain(self) -> Drained:
+        """Everything written so far."""
+
+    def close(self) -> None:
+        """Give it back. Safe to call twice."""
+
+
+class Shape(NamedTuple):
+    """How to read records: the decoder of every event, and the one struct where all are alike and fixed."""
+
+    decoders: Tuple[Decoder, ...]
+    bits: int
+    uniform: Optional[Layout]
+
+
+def shape(layouts: Sequence[Layout], bits: int) -> Shape:
+    """The shape of records of these layouts; `bits` as in `Buffer.expect`."""
+    made = {layout: decoder(layout) for layout in set(layouts)}
+    alike = len({layout.letters for layout in layouts}) == 1 and not layouts[0].varies
+    return Shape(tuple(made[layout] for layout in layouts), bits, layouts[0] if alike else None)
+
+
+def striding(layout: Layout, before: int, stride: int) -> Struct:
+    """A struct for `iter_unpack` over records `stride` bytes apart, their bytes starting after `before`."""
+    return Struct(f"={before}x{layout.letters}{stride - before - layout.fixed_bytes}x")
+
+
+class Order:
+    """Holds records back until no earlier one can come."""
+
+    def __init__(self) -> None:
+        self._held: List[Values] = []
+        self.horizon_ns = 0
+
+    def take(self, drained: Drained) -> List[Values]:
+        """The records up to the horizon, in order of time; records of one time stay as they came."""
+        records = self._held
+        records += drained.records
+        if drained.horizon_ns is not None:
+            self.horizon_ns = drained.horizon_ns
+        records.sort(key=TIME)
+        horizon = self.horizon_ns
+        end = len(records)
+        while end and records[end - 1][0] > horizon:  # type: ignore[operator]  # the time is an integer
+            end -= 1
+        self._held = records[end:]
+        del records[end:]
+        return records
+
+
+TIME = itemgetter(0)
