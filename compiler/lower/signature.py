@@ -1,0 +1,92 @@
+"""The builtins that handlers in the kernel can call: one row each, with the type of the result.
+
+Every other builtin keeps its handler in the VM. `emit.py` has an emitter for each row.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Dict, NamedTuple, Sequence
+
+from compiler.lower.flat import Constant, NotLowered, Operand, Operation
+from compiler.lower.types import BOOLEAN, INTEGER, MAX_STRING_BYTES, NIL, Type, join, string
+
+MAX_FRAMES = 127
+"""Frames of a stack (PERF_MAX_STACK_DEPTH of linux/perf_event.h)."""
+TASK_STATES = ("in_interrupt", "in_iowait")
+
+Result = Callable[[Operation, Sequence[Type]], Type]
+"""Takes a BUILTIN operation and the types of its arguments, gives the type of its result. Raises NotLowered."""
+
+
+class Signature(NamedTuple):
+    """One row: the type of the result, and whether a call is seen outside (a record, a fault, a change of a table)."""
+
+    result: Result
+    acts: bool = False
+
+
+def _always(result: Type) -> Result:
+    return lambda operation, arguments: result
+
+
+def _bytes_read(operation: Operation, arguments: Sequence[Type]) -> Type:
+    _address(operation, arguments)
+    return join(NIL, string(_constant_count(operation, 1, MAX_STRING_BYTES)))
+
+
+def _number_read(operation: Operation, arguments: Sequence[Type]) -> Type:
+    _address(operation, arguments)
+    return join(NIL, INTEGER)
+
+
+def _address(operation: Operation, arguments: Sequence[Type]) -> None:
+    if not arguments or not arguments[0].is_only("integer", "address", "nil"):
+        raise NotLowered(operation.span, f"{operation.name} of a value that may be no address")
+
+
+def _constant_count(operation: Operation, position: int, most: int) -> int:
+    if len(operation.arguments) <= position:
+        return most
+    count: Operand = operation.arguments[position]
+    if isinstance(count, Constant) and count.value is None:
+        return most
+    if not isinstance(count, Constant) or type(count.value) is not int or count.value <= 0:
+        raise NotLowered(operation.span, f"{operation.name} of a size that is not a constant", "write a number")
+    return min(count.value, most)
+
+
+def _stack(operation: Operation, arguments: Sequence[Type]) -> Type:
+    depth = _constant_count(operation, 0, MAX_FRAMES)
+    if len(operation.arguments) > 1 and not isinstance(operation.arguments[1], Constant):
+        raise NotLowered(operation.span, f"{operation.name} that skips a number of frames that is not a constant")
+    return Type(frozenset({"stack"}), 8 * depth)
+
+
+def _length(operation: Operation, arguments: Sequence[Type]) -> Type:
+    if not arguments or not arguments[0].is_only("string"):
+        raise NotLowered(operation.span, "len of what may be no string")
+    return INTEGER
+
+
+def _task_info(operation: Operation, arguments: Sequence[Type]) -> Type:
+    if len(operation.arguments) != 1 or not isinstance(operation.arguments[0], Constant):
+        raise NotLowered(operation.span, "curr_taskinfo of a name that is not a constant")
+    return INTEGER
+
+
+SIGNATURES: Dict[str, Signature] = {
+    "print": Signature(_always(NIL), acts=True),
+    "printf": Signature(_always(NIL), acts=True),
+    "exit": Signature(_always(NIL), acts=True),
+    "delete": Signature(_always(NIL), acts=True),
+    "len": Signature(_length),
+    "string.len": Signature(_length),
+    "user_string": Signature(_bytes_read),
+    "kernel_string": Signature(_bytes_read),
+    **{f"{space}_u{bits}": Signature(_number_read) for space in ("user", "kernel") for bits in (8, 16, 32, 64)},
+    "stack": Signature(_stack),
+    "ustack": Signature(_stack),
+    **{f"gettimeofday_{unit}": Signature(_always(INTEGER)) for unit in ("ns", "us", "ms", "s")},
+    **{name: Signature(_always(BOOLEAN)) for name in TASK_STATES},
+    "curr_taskinfo": Signature(_task_info),
+}
