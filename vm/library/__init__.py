@@ -1,0 +1,64 @@
+"""The builtins of the language, one module a family; each is imported when one of its builtins is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Dict, Iterator, Sequence, Tuple
+
+from vm.library.builtin import TABLE, Builtin, Function, Machine
+
+FAMILIES: Tuple[str, ...] = (
+    "printing",
+    "basics",
+    "aggregations",
+    "tables",
+    "strings",
+    "clock",
+    "stacks",
+    "reads",
+    "tasks",
+    "terminal",
+    "probes",
+    "unsafe",
+)
+"""The modules of this package that hold rows; those that most scripts need come first."""
+
+
+def load(families: Iterator[str]) -> bool:
+    """Import the next family; False when there is none left."""
+    for family in families:
+        import_module(f"{__name__}.{family}")
+        return True
+    return False
+
+
+def rows() -> Sequence[Builtin]:
+    """Every builtin, by family."""
+    families = iter(FAMILIES)
+    while load(families):
+        pass
+    return tuple(TABLE.values())
+
+
+class Library(Dict[str, Function]):
+    """The builtins of one machine by name, each made when it is first asked for.
+
+    `library[name]` is how to ask; it raises KeyError for a name that no builtin has.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def __missing__(self, name: str) -> Function:
+        """Make the builtin. Raises KeyError for a name that no builtin has."""
+        families = iter(FAMILIES)
+        while name not in TABLE:
+            if not load(families):
+                raise KeyError(name)
+        function = self[name] = TABLE[name].make(self.machine)
+        return function
+
+
+def install(machine: Machine) -> Library:
+    """The builtins for a machine."""
+    return Library(machine)
