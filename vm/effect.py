@@ -265,7 +265,7 @@ def _check_name(scope: Scope, use: str, number: int) -> None:
         if not isinstance(value, bytes):
             raise Wrong(f"constant {number} is no string")
         if not FORMS[use](value):
-            raise Wrong(f"constant {number} is no name of a {use}: {value[:40]!r}")
+            raise Wrong(f"constant {number} names no {use}: {value[:40]!r}")
     scope.checked.add((use, number))
 
 

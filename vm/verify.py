@@ -36,8 +36,8 @@ from vm.program import (
 
 MAX_NESTING = 200
 """Functions within functions."""
-ROUNDS = 10
-"""Looks at a block, times the program's instructions, after which its jumps are too tangled (compiled code takes a tenth)."""
+ROUNDS = 30
+"""Looks at a block, times the program's instructions, after which its jumps are too tangled (compiled code takes a few in all)."""
 SPARE_ROUNDS = 20_000
 
 
@@ -48,14 +48,14 @@ def verify(program: Program) -> None:
         _check_program(program)
         for function in program.functions:
             _check_function(function)
-        function = None
-        _check_nesting(program.functions)
         captures = [capture(each) for each in program.functions]
         checked: set[tuple[str, int]] = set()
         budget = SPARE_ROUNDS + ROUNDS * sum(len(each.code) for each in program.functions)
         for function in program.functions:
             made = effects(scope(program, function, captures, checked), function.code)
             budget = _check_flow(function, made, budget)
+        function = None
+        _check_nesting(program.functions)
     except Wrong as wrong:
         raise _refusal(program, function, wrong) from None
 
@@ -115,8 +115,7 @@ def _check_function(function: Function) -> None:
 
 def _check_nesting(functions: Sequence[Function]) -> None:
     """No function contains itself, and they do not lie deeper in each other than MAX_NESTING."""
-    every = range(len(functions))
-    inner = [{i.b for i in function.code if i.op == "CLOSURE" and i.b in every} for function in functions]
+    inner = [{i.b for i in function.code if i.op == "CLOSURE"} for function in functions]
     outer = [0] * len(functions)
     for numbers in inner:
         for number in numbers:
