@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Dict, Iterator, Sequence, Tuple
 
-from vm.library.builtin import TABLE, Builtin, Function, Machine
+from vm.library.builtin import TABLE, Builtin, Machine
 
 FAMILIES: Tuple[str, ...] = (
     "printing",
@@ -19,6 +19,8 @@ FAMILIES: Tuple[str, ...] = (
     "tasks",
     "terminal",
     "probes",
+    "foreign",
+    "addresses",
     "unsafe",
 )
 """The modules of this package that hold rows; those that most scripts need come first."""
@@ -40,7 +42,7 @@ def rows() -> Sequence[Builtin]:
     return tuple(TABLE.values())
 
 
-class Library(Dict[str, Function]):
+class Library(Dict[str, object]):
     """The builtins of one machine by name, each made when it is first asked for.
 
     `library[name]` is how to ask; it raises KeyError for a name that no builtin has.
@@ -49,14 +51,14 @@ class Library(Dict[str, Function]):
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
 
-    def __missing__(self, name: str) -> Function:
+    def __missing__(self, name: str) -> object:
         """Make the builtin. Raises KeyError for a name that no builtin has."""
         families = iter(FAMILIES)
         while name not in TABLE:
             if not load(families):
                 raise KeyError(name)
-        function = self[name] = TABLE[name].make(self.machine)
-        return function
+        made = self[name] = TABLE[name].make(self.machine)
+        return made
 
 
 def install(machine: Machine) -> Library:

@@ -7,7 +7,7 @@ from typing import Callable, Optional
 
 from vm.fault import Exit, Fault
 from vm.library.builtin import NOTHING, Function, Machine, builtin, made, wrong_argument
-from vm.values import Iterator, Key, Stack, Table, inner_key, make_key, tostring, type_name, wrap
+from vm.values import Cdata, Iterator, Key, Stack, Table, inner_key, make_key, tostring, type_name, wrap
 
 Entry = tuple[object, object]
 
@@ -137,6 +137,8 @@ def tonumber(machine: Machine, depth: int, x: object = None, base: Optional[int]
     """
     if base is not None and not 2 <= base <= 36:
         raise Fault("argument", f"tonumber: base {base} is not between 2 and 36")
+    if isinstance(x, Cdata):
+        return x.address
     if isinstance(x, int) and not isinstance(x, bool):
         return int(x)
     return number_in(x, base) if isinstance(x, bytes) else None

@@ -14,7 +14,7 @@ builtin.
 from __future__ import annotations
 
 from types import FunctionType
-from typing import Callable, NamedTuple, Optional, Protocol, TypeVar
+from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Protocol, TypeVar
 
 from vm.aggregate import Keeping, Stats
 from vm.event import Event
@@ -24,12 +24,15 @@ from vm.limits import Limits
 from vm.memory import Account
 from vm.values import Address, Cdata, Stack, Table, type_name
 
+if TYPE_CHECKING:
+    from vm.declaration import Types
+
 Function = Callable[..., object]
 """A function as the machine calls it: `f(depth, *arguments)`; a tuple is zero or several results."""
 
 Wrapped = TypeVar("Wrapped", bound=Callable[..., object])
 
-Make = TypeVar("Make", bound="Callable[[Machine], Function]")
+Make = TypeVar("Make", bound="Callable[[Machine], object]")
 
 NOTHING: tuple[object, ...] = ()
 """What a builtin returns that has no result."""
@@ -58,6 +61,8 @@ class Machine(Protocol):
     """The event whose handler runs, None outside of one."""
     unsafe: bool
     """--unsafe was given."""
+    types: Optional[Types]
+    """Where C types are looked up (the kernel's BTF); the ffi library puts the script's in front of it."""
 
     def call(self, depth: int, function: object, *arguments: object) -> object:
         """Call a function of the script. Its result: a value, or a tuple of none or several."""
@@ -79,7 +84,8 @@ class Builtin(NamedTuple):
     faults: tuple[str, ...]
     """Kinds of `vm.fault.KINDS`; `argument` goes without saying."""
     tiers: tuple[str, ...]
-    make: Callable[[Machine], Function]
+    make: Callable[[Machine], object]
+    """Makes the builtin for a machine: a function, but for `ffi.C`."""
 
     @property
     def signature(self) -> str:

@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import sys
-from typing import Optional
+from typing import Optional, Union
 
 from vm.fault import Fault
 from vm.library.builtin import Machine, builtin
-from vm.values import wrap
+from vm.values import Cdata, wrap
 
+Place = Union[int, Cdata, None]
+"""A parameter that takes an address."""
 ADDRESS_MASK = 0xFFFFFFFFFFFFFFFF
 
 
-def captured(machine: Machine, name: str, space: str, kind: str, address: Optional[int], size: int) -> Optional[bytes]:
+def captured(machine: Machine, name: str, space: str, kind: str, address: Place, size: int) -> Optional[bytes]:
     """Memory at an address; nil where it could not be read or the address is nil.
 
     Raises Fault event outside of an event and for what was not captured.
     """
     if address is None:
         return None
+    number = (address.address if isinstance(address, Cdata) else int(address)) & ADDRESS_MASK
     if machine.event is None:
         raise Fault("event", f"{name}: there is memory to read in the handler of an event only")
     try:
-        return machine.event.memory(space, kind, address & ADDRESS_MASK, size)
+        return machine.event.memory(space, kind, number, size)
     except LookupError:
         raise Fault(
             "event",
-            f"{name}: the memory at {address & ADDRESS_MASK:#x} was not captured when the event fired",
+            f"{name}: the memory at {number:#x} was not captured when the event fired",
             f"give {name} an argument of the event itself, as in {name}(arg1)",
         ) from None
 
 
-def string_at(machine: Machine, name: str, space: str, p: Optional[int], n: Optional[int]) -> Optional[bytes]:
+def string_at(machine: Machine, name: str, space: str, p: Place, n: Optional[int]) -> Optional[bytes]:
     """The bytes at p up to a zero, at most n and never more than the limit for strings of an event."""
     limit = machine.limits.event_string_bytes
     size = limit if n is None else min(n, limit)
@@ -41,20 +44,20 @@ def string_at(machine: Machine, name: str, space: str, p: Optional[int], n: Opti
     return None if found is None else machine.account.built(found.partition(b"\0")[0][:size])
 
 
-@builtin("user_string", "p?: integer, n?: integer", "string", ("event",))
-def user_string(machine: Machine, depth: int, p: Optional[int] = None, n: Optional[int] = None) -> Optional[bytes]:
+@builtin("user_string", "p?: integer|cdata, n?: integer", "string", ("event",))
+def user_string(machine: Machine, depth: int, p: Place = None, n: Optional[int] = None) -> Optional[bytes]:
     """the string at p in the process, at most n bytes"""
     return string_at(machine, "user_string", "user", p, n)
 
 
-@builtin("kernel_string", "p?: integer, n?: integer", "string", ("event",))
-def kernel_string(machine: Machine, depth: int, p: Optional[int] = None, n: Optional[int] = None) -> Optional[bytes]:
+@builtin("kernel_string", "p?: integer|cdata, n?: integer", "string", ("event",))
+def kernel_string(machine: Machine, depth: int, p: Place = None, n: Optional[int] = None) -> Optional[bytes]:
     """the string at p in the kernel, at most n bytes"""
     return string_at(machine, "kernel_string", "kernel", p, n)
 
 
-@builtin("user_buf", "p?: integer, n?: integer", "string", ("event",))
-def user_buf(machine: Machine, depth: int, p: Optional[int] = None, n: Optional[int] = None) -> Optional[bytes]:
+@builtin("user_buf", "p?: integer|cdata, n?: integer", "string", ("event",))
+def user_buf(machine: Machine, depth: int, p: Place = None, n: Optional[int] = None) -> Optional[bytes]:
     """n bytes at p in the process"""
     if p is None or n is None:
         return None
@@ -69,14 +72,14 @@ def add_number(space: str, where: str, bits: int) -> None:
     """Make the row of `kernel_u32` and its like."""
     name = f"{space}_u{bits}"
 
-    def number(machine: Machine, depth: int, p: Optional[int] = None) -> Optional[int]:
+    def number(machine: Machine, depth: int, p: Place = None) -> Optional[int]:
         found = captured(machine, name, space, "bytes", p, bits // 8)
         if found is None or len(found) < bits // 8:
             return None
         return wrap(int.from_bytes(found[: bits // 8], sys.byteorder))
 
     number.__doc__ = f"the {bits}-bit number at p in the {where}; nil where it cannot be read"
-    builtin(name, "p?: integer", "integer", ("event",))(number)
+    builtin(name, "p?: integer|cdata", "integer", ("event",))(number)
 
 
 for number_bits in (8, 16, 32, 64):

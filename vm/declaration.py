@@ -1,0 +1,591 @@
+"""C declarations, as ffi.cdef takes them: parsed into types whose sizes and places are those of the C ABI.
+
+Structures, unions, enumerations, typedefs, pointers, arrays, bit-fields, function declarations,
+`__attribute__((packed))` and `((aligned(n)))`. No preprocessor. Layout follows the System V ABI, as gcc
+and clang do on Linux, every scalar aligned to its size (so not i386). Raises Fault argument for what
+is no declaration.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Callable, Dict, List, NamedTuple, Optional, Protocol, Tuple, Union
+
+from vm.fault import Fault
+
+MOST_DEPTH = 50
+"""How deep brackets may be nested."""
+MOST_TEXT_BYTES = 1 << 20
+"""How much C one script may declare."""
+
+
+class Void(NamedTuple):
+    """`void`, and structures of which only the name is known."""
+
+    name: str = "void"
+
+
+class Integer(NamedTuple):
+    """An integer, also an enumeration."""
+
+    name: str
+    size_bytes: int
+    signed: bool
+
+
+class Float(NamedTuple):
+    """A floating number: it takes its place, but the language cannot read it."""
+
+    name: str
+    size_bytes: int
+
+
+class Named(NamedTuple):
+    """A type by its name (`struct sk_buff`, `pid_t`), looked up when it is needed."""
+
+    name: str
+
+
+class Pointer(NamedTuple):
+    """A pointer."""
+
+    target: Type
+
+
+class Array(NamedTuple):
+    """An array; one without a length has 0 elements."""
+
+    element: Type
+    length: int
+
+
+class Function(NamedTuple):
+    """A function: it has a name, nothing calls it."""
+
+    result: Type
+
+
+class Member(NamedTuple):
+    """A member of a structure. `bits` is the width of a bit-field, 0 for all others."""
+
+    name: str
+    type: Type
+    offset_bits: int
+    bits: int = 0
+
+
+class Structure(NamedTuple):
+    """A structure or union; members without a name are structures whose members count as its own."""
+
+    name: str
+    members: Tuple[Member, ...]
+    size_bytes: int
+    alignment_bytes: int
+
+
+Type = Union[Void, Integer, Float, Named, Pointer, Array, Function, Structure]
+
+
+class Types(Protocol):
+    """Where types are looked up by name: what cdef declared, or the kernel's own (BTF)."""
+
+    def find(self, name: str) -> Optional[Type]:
+        """The type called `struct NAME`, `union NAME`, `enum NAME` or NAME (a typedef), None if there is none."""
+
+
+WORDS: Dict[str, Tuple[int, bool]] = {
+    "char": (1, True),
+    "signed char": (1, True),
+    "unsigned char": (1, False),
+    "short": (2, True),
+    "unsigned short": (2, False),
+    "int": (4, True),
+    "unsigned int": (4, False),
+    "long long": (8, True),
+    "unsigned long long": (8, False),
+    "_Bool": (1, False),
+    "bool": (1, False),
+    **{f"{prefix}{bits}{suffix}": (bits // 8, signed)
+       for bits in (8, 16, 32, 64)
+       for prefix, suffix, signed in (
+           ("u", "", False), ("s", "", True), ("__u", "", False), ("__s", "", True),
+           ("__le", "", False), ("__be", "", False), ("uint", "_t", False), ("int", "_t", True),
+       )},
+    "pid_t": (4, True), "uid_t": (4, False), "gid_t": (4, False), "mode_t": (4, False),
+    "loff_t": (8, True), "time64_t": (8, True), "gfp_t": (4, False), "sector_t": (8, False),
+}  # fmt: skip
+"""Integers that have the same size everywhere."""
+POINTER_SIZED = {
+    "long": True,
+    "unsigned long": False,
+    "size_t": False,
+    "ssize_t": True,
+    "uintptr_t": False,
+    "intptr_t": True,
+}
+FLOATS = {"float": 4, "double": 8, "long double": 16}
+QUALIFIERS = {
+    "const",
+    "volatile",
+    "extern",
+    "static",
+    "inline",
+    "restrict",
+    "__restrict",
+    "register",
+    "__const",
+    "__inline",
+}
+BASE_WORDS = {"void", "char", "short", "int", "long", "signed", "unsigned", "float", "double", "_Bool", "__signed__"}
+
+TOKEN = re.compile(
+    r"\s+|//[^\n]*|/\*.*?\*/|(?P<token>[A-Za-z_]\w*|0[xX][0-9A-Fa-f]+[uUlL]*|\d+[uUlL]*|<<|>>|\.\.\.|[{}()\[\];:,*=+\-/%&|^~])",
+    re.DOTALL,
+)
+
+BINARY: Dict[str, Tuple[int, Callable[[int, int], int]]] = {
+    "|": (1, lambda a, b: a | b),
+    "^": (2, lambda a, b: a ^ b),
+    "&": (3, lambda a, b: a & b),
+    "<<": (4, lambda a, b: a << (b & 63)),
+    ">>": (4, lambda a, b: a >> (b & 63)),
+    "+": (5, lambda a, b: a + b),
+    "-": (5, lambda a, b: a - b),
+    "*": (6, lambda a, b: a * b),
+    "/": (6, lambda a, b: (abs(a) // abs(b)) * (1 if (a < 0) == (b < 0) else -1)),
+    "%": (6, lambda a, b: abs(a) % abs(b) * (1 if a >= 0 else -1)),
+}
+"""Operators of constant expressions: how tightly they bind, and what they do."""
+
+
+def tokens(text: str) -> List[str]:
+    """The tokens of a text; comments and white space are left out."""
+    found: List[str] = []
+    place = 0
+    while place < len(text):
+        match = TOKEN.match(text, place)
+        if match is None:
+            raise refusal(f"`{text[place]}` is not part of a C declaration")
+        if match.group("token"):
+            found.append(match.group("token"))
+        place = match.end()
+    return found
+
+
+def refusal(message: str) -> Fault:
+    """The fault for a declaration that cannot be taken."""
+    return Fault("argument", f"C declaration: {message}")
+
+
+class Declarations:
+    """What a script has declared, in front of what `beyond` knows."""
+
+    def __init__(self, beyond: Optional[Types] = None, pointer_bytes: int = 8, char_signed: bool = True) -> None:
+        self.beyond = beyond
+        self.pointer_bytes = pointer_bytes
+        self.types: Dict[str, Type] = {name: Integer(name, *row) for name, row in WORDS.items()}
+        self.types["char"] = Integer("char", 1, char_signed)
+        self.types.update({name: Integer(name, pointer_bytes, signed) for name, signed in POINTER_SIZED.items()})
+        self.types.update({name: Float(name, size_bytes) for name, size_bytes in FLOATS.items()})
+        self.types["void"] = Void()
+        self.enumerators: Dict[str, int] = {}
+        self.functions: Dict[str, Type] = {}
+        self.text_bytes = 0
+
+    def find(self, name: str) -> Optional[Type]:
+        """See Types.find: what the script declared comes first."""
+        found = self.types.get(name)
+        return self.beyond.find(name) if found is None and self.beyond is not None else found
+
+    def resolve(self, type: Type) -> Type:
+        """The type behind names. Raises Fault argument for a name that nothing declares."""
+        rounds = 0
+        while isinstance(type, Named):
+            found = self.find(type.name)
+            rounds += 1
+            if found is None or rounds > MOST_DEPTH:
+                raise refusal(f"`{type.name}` is not declared; declare it with ffi.cdef")
+            type = found
+        return type
+
+    def size_bytes(self, type: Type) -> int:
+        """sizeof(type). Raises Fault argument for a type that has none."""
+        type = self.resolve(type)
+        if isinstance(type, Pointer):
+            return self.pointer_bytes
+        if isinstance(type, Array):
+            return type.length * self.size_bytes(type.element)
+        if isinstance(type, (Void, Function, Named)):
+            raise refusal(f"`{show(type)}` has no size")
+        return type.size_bytes
+
+    def alignment_bytes(self, type: Type) -> int:
+        """_Alignof(type)."""
+        type = self.resolve(type)
+        if isinstance(type, Structure):
+            return type.alignment_bytes
+        if isinstance(type, Array):
+            return self.alignment_bytes(type.element)
+        return self.size_bytes(type)
+
+    def declare(self, text: str) -> None:
+        """Take declarations, each ended by `;`. Raises Fault argument; what came before the error stays."""
+        self.text_bytes += len(text)
+        if self.text_bytes > MOST_TEXT_BYTES:
+            raise refusal(f"more than {MOST_TEXT_BYTES} bytes of declarations")
+        parser = Parser(tokens(text), self)
+        while parser.peek():
+            parser.declaration()
+
+    def type_named(self, text: str) -> Type:
+        """The type that a text such as `struct sk_buff *` or `unsigned char[6]` names."""
+        if len(text) > MOST_TEXT_BYTES:
+            raise refusal("the name of a type is too long")
+        parser = Parser(tokens(text), self)
+        _, type = parser.declarator(parser.specifiers())
+        if parser.peek():
+            raise refusal(f"unexpected `{parser.peek()}` after a type")
+        return type
+
+
+class Parser:
+    """Recursive descent over tokens; what it finds goes into `scope`."""
+
+    def __init__(self, tokens: List[str], scope: Declarations) -> None:
+        self.tokens = tokens
+        self.place = 0
+        self.scope = scope
+        self.depth = 0
+
+    def peek(self) -> str:
+        """The next token, "" at the end."""
+        return self.tokens[self.place] if self.place < len(self.tokens) else ""
+
+    def take(self) -> str:
+        """The next token, which is then behind us."""
+        token = self.peek()
+        if not token:
+            raise refusal("it ends too early")
+        self.place += 1
+        return token
+
+    def accept(self, token: str) -> bool:
+        """Take the next token if it is this one."""
+        if self.peek() != token:
+            return False
+        self.place += 1
+        return True
+
+    def expect(self, token: str) -> None:
+        """Take this token, which must come next."""
+        if not self.accept(token):
+            raise refusal(f"expected `{token}`, found `{self.peek() or 'its end'}`")
+
+    def deeper(self) -> None:
+        """Enter a bracket (the caller leaves it by `self.depth -= 1`)."""
+        self.depth += 1
+        if self.depth > MOST_DEPTH:
+            raise refusal("brackets are nested too deep")
+
+    def name(self) -> str:
+        """An identifier, "" if none comes next."""
+        token = self.peek()
+        return self.take() if token[:1].isalpha() or token[:1] == "_" else ""
+
+    def skip_brackets(self) -> None:
+        """Pass over what stands in brackets, the opening one being taken."""
+        open_brackets = 1
+        while open_brackets:
+            token = self.take()
+            open_brackets += (token == "(") - (token == ")")
+
+    def declaration(self) -> None:
+        """One declaration through its `;`."""
+        typedef = self.accept("typedef")
+        base = self.specifiers()
+        while not self.accept(";"):
+            name, type = self.declarator(base)
+            self.attributes()
+            if typedef and name:
+                self.scope.types[name] = type
+            elif isinstance(type, Function):
+                self.scope.functions[name] = type
+            if self.peek() != ";":
+                self.expect(",")
+
+    def specifiers(self) -> Type:
+        """The type in front of declarators: `struct s { … }`, `unsigned long`, `u32`."""
+        words: List[str] = []
+        found: Optional[Type] = None
+        while True:
+            token = self.peek()
+            if token in QUALIFIERS:
+                self.take()
+            elif token == "__attribute__":
+                self.attributes()
+            elif found is None and not words and token in ("struct", "union", "enum"):
+                self.take()
+                found = self.enumeration() if token == "enum" else self.structure(token)
+            elif found is None and token in BASE_WORDS:
+                words.append(self.take())
+            elif found is None and not words and (token[:1].isalpha() or token[:1] == "_"):
+                found = Named(self.take())
+                self.scope.resolve(found)
+            else:
+                break
+        if words:
+            return base_type(words, self.scope)
+        if found is None:
+            raise refusal(f"expected a type, found `{self.peek() or 'its end'}`")
+        return found
+
+    def attributes(self) -> Dict[str, int]:
+        """What attributes say that matters to layout: {"packed": 1, "aligned": 8}."""
+        found: Dict[str, int] = {}
+        while self.accept("__attribute__"):
+            self.expect("(")
+            self.expect("(")
+            while not self.accept(")"):
+                name = self.take().strip("_")
+                if name == "aligned":
+                    found[name] = 16
+                    if self.accept("("):
+                        found[name] = self.expression()
+                        self.expect(")")
+                elif name == "packed":
+                    found[name] = 1
+                elif self.accept("("):
+                    self.skip_brackets()
+            self.expect(")")
+        return found
+
+    def structure(self, kind: str) -> Type:
+        """A structure or union behind its keyword."""
+        attributes = self.attributes()
+        tag = self.name()
+        name = f"{kind} {tag}" if tag else kind
+        if not self.accept("{"):
+            if not tag:
+                raise refusal(f"a {kind} needs a name or members")
+            return Named(name)
+        self.deeper()
+        layout = Layout(self.scope, kind == "union")
+        while not self.accept("}"):
+            self.members(layout)
+        self.depth -= 1
+        attributes.update(self.attributes())
+        made = layout.finish(name, bool(attributes.get("packed")), attributes.get("aligned", 1))
+        if tag:
+            self.scope.types[name] = made
+        return made
+
+    def members(self, layout: Layout) -> None:
+        """One declaration of members."""
+        base = self.specifiers()
+        if self.peek() == ";" and isinstance(base, Structure):
+            layout.add("", base, None, 1)
+        while not self.accept(";"):
+            name, type = ("", base) if self.peek() == ":" else self.declarator(base)
+            bits = self.expression() if self.accept(":") else None
+            if not name and bits is None:
+                raise refusal("a member needs a name")
+            layout.add(name, type, bits, self.attributes().get("aligned", 1))
+            if self.peek() != ";":
+                self.expect(",")
+
+    def enumeration(self) -> Type:
+        """An enumeration behind its keyword: as large as an int."""
+        tag = self.name()
+        name = f"enum {tag}" if tag else "enum"
+        if self.accept("{"):
+            value, signed = 0, False
+            while not self.accept("}"):
+                enumerator = self.name()
+                if not enumerator:
+                    raise refusal(f"expected a name, found `{self.peek() or 'its end'}`")
+                value = self.expression() if self.accept("=") else value
+                self.scope.enumerators[enumerator] = value
+                signed |= value < 0
+                value += 1
+                if self.peek() != "}":
+                    self.expect(",")
+            made = Integer(name, 4, signed)
+            if tag:
+                self.scope.types[name] = made
+            return made
+        if not tag:
+            raise refusal("an enum needs a name or values")
+        return Named(name)
+
+    def declarator(self, base: Type) -> Tuple[str, Type]:
+        """What stands around a name: `*name[4]`, `(*name)(int)`; the name is "" where none is written."""
+        self.deeper()
+        while self.peek() in QUALIFIERS or self.peek() == "*":
+            if self.take() == "*":
+                base = Pointer(base)
+        inner: Optional[int] = None
+        name = ""
+        if self.peek() == "(" and self.place + 1 < len(self.tokens) and self.tokens[self.place + 1] in ("*", "("):
+            self.take()
+            inner = self.place
+            self.skip_brackets()
+        else:
+            name = self.name()
+        type = self.suffixes(base)
+        if inner is not None:
+            after, self.place = self.place, inner
+            name, type = self.declarator(type)
+            self.expect(")")
+            self.place = after
+        self.depth -= 1
+        return name, type
+
+    def suffixes(self, base: Type) -> Type:
+        """Lengths of arrays and parameter lists behind a name."""
+        counts: List[int] = []
+        while True:
+            if self.accept("["):
+                counts.append(0 if self.peek() == "]" else self.expression())
+                self.expect("]")
+                if not 0 <= counts[-1] < 1 << 32:
+                    raise refusal(f"an array of {counts[-1]} elements")
+            elif self.accept("("):
+                self.skip_brackets()
+                base = Function(base)
+            else:
+                break
+        if len(counts) > MOST_DEPTH:
+            raise refusal("an array of too many dimensions")
+        for count in reversed(counts):
+            base = Array(base, count)
+        return base
+
+    def expression(self, tightness: int = 0) -> int:
+        """A constant expression; operators that bind less than `tightness` are left."""
+        self.deeper()
+        value = self.operand()
+        while self.peek() in BINARY and BINARY[self.peek()][0] > tightness:
+            operator = self.take()
+            level, compute = BINARY[operator]
+            right = self.expression(level)
+            if operator in "/%" and right == 0:
+                raise refusal("division by zero")
+            value = (compute(value, right) + (1 << 63)) % (1 << 64) - (1 << 63)
+        self.depth -= 1
+        return value
+
+    def operand(self) -> int:
+        """A number, an enumerator, `sizeof(type)`, a bracket, or one of them behind a sign."""
+        token = self.take()
+        if token in ("-", "+", "~"):
+            self.deeper()
+            value = self.operand()
+            self.depth -= 1
+            return {"-": -value, "+": value, "~": ~value}[token]
+        if token == "(":
+            value = self.expression()
+            self.expect(")")
+            return value
+        if token == "sizeof":
+            self.expect("(")
+            _, type = self.declarator(self.specifiers())
+            self.expect(")")
+            return self.scope.size_bytes(type)
+        if token in self.scope.enumerators:
+            return self.scope.enumerators[token]
+        digits = token.rstrip("uUlL")
+        if not digits[:1].isdigit() or len(digits) > 24:
+            raise refusal(f"expected a number, found `{token}`")
+        octal = len(digits) > 1 and digits.isdigit() and digits[0] == "0"
+        try:
+            return int(digits, 8 if octal else 0)
+        except ValueError:
+            raise refusal(f"expected a number, found `{token}`") from None
+
+
+def base_type(words: List[str], scope: Declarations) -> Type:
+    """The type that words such as `long unsigned int` mean, in any order."""
+    counts = {word: words.count(word) for word in words}
+    unsigned = "unsigned " if counts.pop("unsigned", 0) else ""
+    signed = counts.pop("signed", 0) + counts.pop("__signed__", 0)
+    longs = counts.pop("long", 0)
+    short = counts.pop("short", 0)
+    if longs or short or len(counts) == 0:
+        counts.pop("int", 0)
+    rest = " ".join(counts)
+    size = "short" if short else " ".join(["long"] * longs)
+    name = " ".join(part for part in (size, rest) if part) or "int"
+    if unsigned:
+        name = unsigned + name
+    elif signed and name == "char":
+        name = "signed char"
+    found = scope.types.get(name)
+    if found is None or (signed and unsigned):
+        raise refusal(f"`{' '.join(words)}` is no type")
+    return found
+
+
+class Layout:
+    """Places members one after the other (or, in a union, over each other)."""
+
+    def __init__(self, scope: Declarations, union: bool) -> None:
+        self.scope = scope
+        self.union = union
+        self.wanted: List[Tuple[str, Type, Optional[int], int]] = []
+
+    def add(self, name: str, type: Type, bits: Optional[int], aligned: int) -> None:
+        """Note a member; `bits` is the width of a bit-field, `aligned` what an attribute demands (1: nothing)."""
+        resolved = self.scope.resolve(type) if not isinstance(type, (Pointer, Array)) else type
+        if bits is not None and (not isinstance(resolved, Integer) or not 0 <= bits <= 8 * resolved.size_bytes):
+            raise refusal(f"a bit-field of {bits} bits in `{show(type)}`")
+        if bits == 0 and name:
+            raise refusal("a bit-field of 0 bits has no name")
+        self.wanted.append((name, type, bits, aligned))
+
+    def finish(self, name: str, packed: bool, aligned: int) -> Structure:
+        """Place the members. Raises Fault argument for a member without a size or a wrong alignment."""
+        place_bits, largest_bits, alignment = 0, 0, check_alignment(aligned)
+        members: List[Member] = []
+        for member_name, type, bits, member_aligned in self.wanted:
+            size_bits = 8 * self.scope.size_bytes(type)
+            natural = 1 if packed else self.scope.alignment_bytes(type)
+            natural = max(natural, check_alignment(member_aligned))
+            start = 0 if self.union else place_bits
+            if bits is None:
+                start = round_up(start, 8 * natural)
+                end = start + size_bits
+            else:
+                unit = size_bits if not packed else 1
+                if bits == 0 or (not packed and start // unit != (start + bits - 1) // unit):
+                    start = round_up(start, size_bits)
+                end = start + bits
+            if member_name or bits is None:
+                members.append(Member(member_name, type, start, bits or 0))
+                alignment = max(alignment, natural)
+            place_bits = end
+            largest_bits = max(largest_bits, end)
+        size_bytes = round_up(round_up(largest_bits, 8) // 8, alignment)
+        return Structure(name, tuple(members), size_bytes, alignment)
+
+
+def check_alignment(aligned: int) -> int:
+    """The alignment, which must be a power of two."""
+    if aligned < 1 or aligned & (aligned - 1) or aligned > 1 << 16:
+        raise refusal(f"an alignment of {aligned}")
+    return aligned
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-number // multiple) * multiple
+
+
+def show(type: Type) -> str:
+    """The type as C has it, without what is inside of a structure."""
+    if isinstance(type, Pointer):
+        return show(type.target) + ("*" if isinstance(type.target, Pointer) else " *")
+    if isinstance(type, Array):
+        return f"{show(type.element)}[{type.length}]"
+    if isinstance(type, Function):
+        return f"{show(type.result)} (…)"
+    return type.name
