@@ -6,6 +6,9 @@ from typing import NamedTuple, Optional, Sequence
 
 from vm.program import Span
 
+WIDTH = 200
+"""Columns of a source line that are shown; of a longer one, those around the place."""
+
 
 class Diagnostic(NamedTuple):
     """One message. `span` is None where there is no place in a script (a system failure)."""
@@ -19,7 +22,8 @@ class Diagnostic(NamedTuple):
     def render(self, source: Optional[str]) -> str:
         """`file.kp:3:9: message; hint`, then the source line and a caret where both are known.
 
-        Tabs before the caret are kept as tabs, so that the caret stands under its place.
+        Tabs before the caret are kept as tabs, so that the caret stands under its place. Of a line longer
+        than `WIDTH` the columns around the place are shown.
         """
         text = self.message if self.hint is None else f"{self.message}; {self.hint}"
         if self.warning:
