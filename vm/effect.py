@@ -276,6 +276,14 @@ def _is_path(name: bytes) -> bool:
     return all(part.isidentifier() for part in name.decode("ascii").split("."))
 
 
+def _is_builtin(name: bytes) -> bool:
+    if not _is_path(name):
+        return False
+    from vm.library import known  # it imports what the program is about to call anyway
+
+    return known(name.decode("ascii"))
+
+
 def _is_global(name: bytes) -> bool:
     return _is_path(name) and b"." not in name
 
@@ -309,7 +317,7 @@ NAMES: dict[str, dict[int, str]] = {
 """What the constant operands of a row name, by place."""
 FORMS: dict[str, Callable[[bytes], bool]] = {
     "global": _is_global,
-    "builtin": _is_path,
+    "builtin": _is_builtin,
     "event value": _is_event_value,
     "symbol": _is_symbol,
     "event": _is_text,

@@ -42,6 +42,15 @@ def rows() -> Sequence[Builtin]:
     return tuple(TABLE.values())
 
 
+def known(name: str) -> bool:
+    """Whether a builtin has this full name."""
+    families = iter(FAMILIES)
+    while name not in TABLE:
+        if not load(families):
+            return False
+    return True
+
+
 class Library(Dict[str, object]):
     """The builtins of one machine by name, each made when it is first asked for.
 
@@ -53,10 +62,8 @@ class Library(Dict[str, object]):
 
     def __missing__(self, name: str) -> object:
         """Make the builtin. Raises KeyError for a name that no builtin has."""
-        families = iter(FAMILIES)
-        while name not in TABLE:
-            if not load(families):
-                raise KeyError(name)
+        if not known(name):
+            raise KeyError(name)
         made = self[name] = TABLE[name].make(self.machine)
         return made
 
