@@ -16,7 +16,7 @@ def disassemble(program: Program) -> str:
     """The functions of a program, an instruction a line, ending with a newline.
 
     Source lines stand as comments before the code made from them, jump targets are labels (`L7`),
-    registers are `r3`, upvalues `u0(name)`, functions `f2(name)`; constants stand as the language
+    registers are `r3`, upvalues `u0(name)`, functions `f2 name`; constants stand as the language
     writes them. The program need not have been verified.
     """
     lines = program.source.split("\n") if program.source is not None else []
@@ -59,13 +59,17 @@ def _function_lines(program: Program, number: int, function: Function, source: S
 
 def _signature(number: int, function: Function) -> str:
     parameters = [f"r{register}" for register in range(function.parameters)] + ["..."] * function.variadic
-    text = f"f{number} {function.name}({', '.join(parameters)}): {function.registers} registers"
+    text = f"{_called(number, function)}({', '.join(parameters)}): {function.registers} registers"
     if function.upvalues:
         places = (
             f"u{n}({u.name}) = {'r' if u.from_register else 'u'}{u.slot}" for n, u in enumerate(function.upvalues)
         )
         text += f"; {', '.join(places)}"
     return text
+
+
+def _called(number: int, function: Function) -> str:
+    return f"f{number} {function.name}".rstrip()
 
 
 def _instruction(program: Program, function: Function, instruction: Instruction) -> str:
@@ -103,7 +107,7 @@ def _upvalue(program: Program, function: Function, operand: int) -> str:
 
 def _function(program: Program, function: Function, operand: int) -> str:
     known = 0 <= operand < len(program.functions)
-    return f"f{operand}({program.functions[operand].name})" if known else f"f{operand}?"
+    return _called(operand, program.functions[operand]) if known else f"f{operand}?"
 
 
 SHOWN: dict[str, Callable[[Program, Function, int], str]] = {
