@@ -1,0 +1,465 @@
+"""The machine: runs the functions of one program under its limits.
+
+    machine = Machine(program, output, host)
+    machine.run_main()                  # sets machine.probes and machine.handlers
+    machine.deliver(records, points)    # runs handlers on events
+    machine.run_handler(handler, event) # runs one: a tick, trace_end
+
+Every run of script code is bounded: loop rounds and calls are iterators in the namespace of the
+translated code that are renewed for each run, call depth is an argument of every call, what is held in
+memory is `vm.memory`'s. Whatever ends a run early is a `Fault`, whose frames say where it happened, or
+an `Exit`.
+
+What builtins use of a machine is written down in `vm.library.builtin.Machine`.
+"""
+
+from __future__ import annotations
+
+from itertools import repeat
+from sys import _getframe, getrecursionlimit, setrecursionlimit
+from types import CodeType, FrameType, FunctionType
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple, Union
+
+from vm import operators
+from vm.aggregate import Stats, keeping
+from vm.declaration import Types
+from vm.event import Event, Probe
+from vm.fault import Exit, Fault, Frame
+from vm.host import Host
+from vm.idle import IdleEvent
+from vm.limits import CALLS_A_ROUND, Limits
+from vm.memory import Account
+from vm.program import Program, Span
+from vm.translate import CALLS, Translation, Translator
+from vm.values import (
+    TAIL,
+    Address,
+    EventValue,
+    Function,
+    Key,
+    Table,
+    describe,
+    make_key,
+    tostring,
+    wrap,
+)
+
+Pack = Tuple[object, ...]
+Point = Tuple[Event, Sequence[int]]
+Name = Union[int, bytes]
+
+FRAMES_A_CALL = 4
+"""Python frames that one call of the script takes at most: its own, a builtin's with its checks, a comparison's."""
+SPARE_FRAMES = 1_000
+
+
+class Sink(Protocol):
+    """Where output goes (`vm.output.Output`)."""
+
+    def write(self, data: bytes) -> None:
+        """Take bytes. Raises Fault("output") and Exit."""
+
+    def flush(self) -> None:
+        """Let out what was taken. Raises Exit."""
+
+
+class Options(NamedTuple):
+    """What the one who runs a script may say about it."""
+
+    limits: Limits = Limits()
+    arguments: Mapping[Name, Name] = {}
+    """The table `arg`: the script's name under 0, its arguments from 1, its options by name."""
+    unsafe: bool = False
+    """--unsafe: system() and signal() are open."""
+    types: Optional[Types] = None
+    """Where C types are looked up (the kernel's BTF)."""
+
+
+class Bound(NamedTuple):
+    """A point's event and what is called for it: (handler, its arguments after the depth, can it loop or call)."""
+
+    event: Event
+    calls: Tuple[Tuple[Callable[..., object], Tuple[object, ...], bool], ...]
+
+
+class Machine:
+    """One program in execution. Attributes are what builtins and the run loop may use."""
+
+    def __init__(
+        self,
+        program: Program,
+        output: Sink,
+        host: Host,
+        options: Options = Options(),  # noqa: B008
+        install: Optional[Callable[[Machine], Mapping[str, object]]] = None,
+    ) -> None:
+        """`program` has passed the verifier. `install` gives the builtins by name (vm.library's as a rule)."""
+        self.program = program
+        self.output = output
+        self.host = host
+        self.limits = options.limits
+        self.unsafe = options.unsafe
+        self.types = options.types
+        self.account = Account(options.limits, self.roots)
+        self.keeping = keeping(program, self.account.charge)
+        self.event: Optional[Event] = None
+        """The event whose handler runs, None outside of one."""
+        self.probes: List[Probe] = []
+        self.handlers: List[FunctionType] = []
+        self.codes: Dict[CodeType, Tuple[int, Translation]] = {}
+        """Of each translated function: its number and its translation."""
+        self.in_main = False
+        self.unhurried = False
+        """True while code runs whose end may be far off: the main chunk, a tick, trace_end."""
+        self.interrupted = False
+        if install is None:
+            from vm.library import install as library_install
+
+            install = library_install
+        self.builtins = install(self)
+        self.translator = Translator(program)
+        self.idle = IdleEvent(host)
+        self.names: Dict[str, object] = self.all_names(options)
+        setrecursionlimit(max(getrecursionlimit(), FRAMES_A_CALL * self.limits.call_depth + SPARE_FRAMES))
+
+    # -- names of translated code -------------------------------------------------------------
+
+    def all_names(self, options: Options) -> Dict[str, object]:
+        """The namespace of the translated code."""
+        names: Dict[str, object] = {name: getattr(operators, name) for name in OPERATORS}
+        names.update(
+            TAIL=TAIL,
+            Function=Function,
+            Key=Key,
+            PLAIN=frozenset((int, bytes)),
+            Stats=Stats,
+            Table=Table,
+            list_iterator=type(iter([])),
+            make_key=make_key,
+            wrap=wrap,
+            DEPTH=self.limits.call_depth,
+            E=self.idle,
+            account=self.account,
+            add_stats=self.add_stats,
+            built=self.account.built,
+            calls=iter(()),
+            charge=self.account.charge,
+            concatenate=self.concatenate,
+            finish=self.pack,
+            next_entry=self.next_entry,
+            one=self.one,
+            out_of_calls=self.out_of_calls,
+            out_of_rounds=self.out_of_rounds,
+            pack=self.pack,
+            rounds=iter(()),
+            sample=self.sample,
+            set_probe=self.set_probe,
+            symbol=self.symbol,
+            too_deep=too_deep,
+        )
+        for index, value in enumerate(self.program.constants):
+            if isinstance(value, bytes):
+                names[f"c{index}"] = value
+                names[f"g{index}"] = None
+        for number in range(len(self.program.functions)):
+            names[f"make{number}"] = self.maker(number)
+        self.name_operands(names, options)
+        return names
+
+    def name_operands(self, names: Dict[str, object], options: Options) -> None:
+        """The globals, builtins and paths that instructions name."""
+        wanted = {
+            (instruction.op, instruction.b)
+            for function in self.program.functions
+            for instruction in function.code
+            if instruction.op in ("GETGLOBAL", "BUILTIN", "EVENT")
+        }
+        canonical = self.translator.canonical
+        for op, index in wanted:
+            text = self.program.constants[index]
+            name = text.decode("ascii", "replace") if isinstance(text, bytes) else ""
+            if op == "BUILTIN":
+                names[f"f{canonical[index]}"] = self.builtins[name]
+            elif op == "EVENT":
+                names[f"p{canonical[index]}"] = name.partition(".")[2]
+            else:
+                names[f"g{canonical[index]}"] = self.first_value(name, options)
+
+    def first_value(self, name: str, options: Options) -> object:
+        """What a global is before it was assigned: `arg`, a builtin or a table of builtins, nil."""
+        if name == "arg":
+            table = Table(self.account)
+            for key, value in options.arguments.items():
+                table.put(key, value)
+            return table
+        return None
+
+    def maker(self, number: int) -> Callable[..., FunctionType]:
+        """Makes closures of a function: at its first call it translates it and puts what came out in its own place."""
+
+        def make(*boxes: object) -> FunctionType:
+            name = f"make{number}"
+            translation = self.translator.translate(number)
+            exec(compile(translation.source, f"<function {number}>", "exec"), self.names)
+            made = self.names[name]
+            assert isinstance(made, FunctionType)
+            code = next(constant for constant in made.__code__.co_consts if isinstance(constant, CodeType))
+            self.codes[code] = number, translation
+            closure: FunctionType = made(*boxes)
+            return closure
+
+        return make
+
+    def function_number(self, function: object) -> Optional[int]:
+        """Which function of the program a closure is of; None for a builtin and anything else."""
+        known = self.codes.get(function.__code__) if isinstance(function, FunctionType) else None
+        return None if known is None else known[0]
+
+    # -- what translated code calls -----------------------------------------------------------
+
+    def call(self, depth: int, function: object, *arguments: object) -> object:
+        """Call a function from a builtin that was called at `depth`: a value, or a pack of none or several."""
+        if not isinstance(function, FunctionType):
+            operators.not_callable(function)
+            raise AssertionError
+        result = function(depth + 1, *arguments)
+        return self.settle(depth + 1, result) if type(result) is tuple else result
+
+    def settle(self, depth: int, result: object) -> object:
+        """A result with its tail calls made: a value, or a pack."""
+        while type(result) is tuple and result and result[0] is TAIL:
+            result = result[1](depth, *result[2:])
+        return result
+
+    def one(self, depth: int, result: object) -> object:
+        """A result as one value."""
+        settled = self.settle(depth, result)
+        if type(settled) is tuple:
+            return settled[0] if settled else None
+        return settled
+
+    def pack(self, depth: int, result: object) -> Pack:
+        """A result as a pack."""
+        settled = self.settle(depth, result)
+        return settled if type(settled) is tuple else (settled,)
+
+    def next_entry(self, depth: int, iterator: object, count: int) -> Optional[Pack]:
+        """The next values for `count` loop names, None at the end."""
+        if not isinstance(iterator, operators.Generator):
+            found = next(iterator, None)  # type: ignore[call-overload]
+            return None if found is None else operators.spread(found, count)
+        values = self.pack(depth, iterator.function(depth, iterator.state, iterator.control))  # type: ignore[operator]
+        if not values or values[0] is None:
+            return None
+        iterator.control = values[0]
+        return operators.fit(values, count)
+
+    def concatenate(self, x: object, y: object) -> bytes:
+        """`x .. y` for strings, integers and addresses."""
+        for value in (x, y):
+            if type(value) is not int and not isinstance(value, (bytes, Address)):
+                raise Fault("type", f"cannot join {describe(x)} and {describe(y)}")
+        return self.account.built(tostring(x, self.host) + tostring(y, self.host))
+
+    def add_stats(self, stats: object, value: object) -> Stats:
+        """`stats <<< value`; nil is a new one."""
+        if stats is None:
+            self.account.charge(STATS_BYTES)
+            stats = Stats(self.keeping)
+        elif not isinstance(stats, Stats):
+            raise Fault("type", f"cannot add a sample to {describe(stats)}")
+        stats.add(value)
+        return stats
+
+    def sample(self, container: object, key: object, value: object) -> None:
+        """`container[key] <<< value`."""
+        table = operators.as_table(container)
+        old = table.read(key)
+        stats = self.add_stats(old, value)
+        if old is None:
+            table.put(key, stats)
+
+    def symbol(self, name: bytes) -> int:
+        """The address of a kernel symbol. Raises Fault("symbol")."""
+        text = name.decode("utf-8", "surrogateescape")
+        address = self.host.kernel_address(text)
+        if address is None:
+            raise Fault("symbol", f"no kernel symbol `{text}`", "reading /proc/kallsyms takes root")
+        return wrap(address)
+
+    def set_probe(self, event: bytes, filter: Optional[bytes], handler: object) -> None:
+        """What a `trace` statement does."""
+        self.probe(event, filter, handler, takes_event=False)
+
+    def probe(self, event: bytes, filter: Optional[bytes], handler: object, takes_event: bool) -> None:
+        """Set a probe. Raises Fault("probe") outside the main chunk, Fault("type") for a handler that is none."""
+        if not self.in_main:
+            raise Fault("probe", "a probe can be set in the main chunk only")
+        number = self.function_number(handler)
+        if number is None or not isinstance(handler, FunctionType):
+            raise Fault("type", f"a handler must be a function of the script, this is {describe(handler)}")
+        place = next(self.frames_above(), None)
+        span = place.span if place is not None else Span(1, 1, 1, 1)
+        takes_event = takes_event or self.program.functions[number].parameters > 0
+        texts = event.decode("utf-8", "surrogateescape"), filter and filter.decode("utf-8", "surrogateescape")
+        self.probes.append(Probe(texts[0], texts[1] or None, len(self.handlers), number, span, takes_event))
+        self.handlers.append(handler)
+
+    def now_ns(self) -> int:
+        """Monotonic time: the event's in a handler, else the clock's."""
+        event = self.event
+        nsecs = self.idle.nsecs if event is None else getattr(event, "nsecs")  # noqa: B009
+        return nsecs if isinstance(nsecs, int) else self.idle.nsecs
+
+    # -- limits -------------------------------------------------------------------------------
+
+    def arm(self, rounds: int) -> None:
+        """Renew what one run may use."""
+        self.names["rounds"] = repeat(None, rounds)
+        self.names["calls"] = repeat(None, rounds * CALLS_A_ROUND)
+
+    def interrupt(self) -> None:
+        """End the main chunk, tick or trace_end that runs by an Exit soon. May be called by a signal handler."""
+        if self.unhurried:
+            self.interrupted = True
+            self.names["rounds"] = self.names["calls"] = iter(())
+
+    def out_of_rounds(self) -> BaseException:
+        """What to raise when no loop rounds are left."""
+        return Exit() if self.interrupted else Fault("loop", "loop execute count exceed max limit")
+
+    def out_of_calls(self) -> BaseException:
+        """What to raise when no calls are left."""
+        return Exit() if self.interrupted else Fault("calls", "call count exceed max limit")
+
+    # -- running ------------------------------------------------------------------------------
+
+    def run_main(self, *arguments: object) -> None:
+        """Run the main chunk. Raises Fault and Exit."""
+        maker = self.names["make0"]
+        assert isinstance(maker, FunctionType)
+        self.in_main = True
+        try:
+            self.run_at_leisure(maker(), arguments)
+        finally:
+            self.in_main = False
+
+    def run_handler(self, handler: int, name: str) -> None:
+        """Run a handler outside of events: `name` (`tick-1s`, `trace_end`) is its probename. Raises Fault and Exit."""
+        self.idle.probename = name.encode("utf-8", "surrogateescape")
+        self.run_at_leisure(self.handlers[handler], ())
+
+    def run_at_leisure(self, function: FunctionType, arguments: Pack) -> None:
+        """Run a function with the limits of the main chunk and no event."""
+        self.event = None
+        self.names["E"] = self.idle
+        self.interrupted = False
+        self.arm(self.limits.main_rounds)
+        self.unhurried = True
+        try:
+            self.settle(1, function(1, *arguments))
+        except (Fault, RecursionError, MemoryError) as error:
+            raise self.located(error) from None
+        finally:
+            self.unhurried = False
+
+    def bind(self, points: Sequence[Point], probes: Sequence[Probe]) -> List[Bound]:
+        """What `deliver` needs of a source's points; their handlers are given as indexes of `probes`."""
+        bound = []
+        for event, wanted in points:
+            calls = []
+            for index in wanted:
+                probe = probes[index]
+                arguments = (EventValue(event),) if probe.takes_event else ()
+                code = self.program.functions[probe.function].code
+                calls.append((self.handlers[probe.handler], arguments, any(i.op in COSTLY for i in code)))
+            bound.append(Bound(event, tuple(calls)))
+        return bound
+
+    def deliver(self, records: Sequence[Tuple[object, ...]], bound: Sequence[Bound]) -> None:
+        """Run the handlers of events, in the order given. `record[1]` is the number of the event's point.
+
+        Raises Fault and Exit; then the rest is not delivered.
+        """
+        names, rounds, many_calls = self.names, self.limits.handler_rounds, self.limits.handler_rounds * CALLS_A_ROUND
+        current = None
+        try:
+            for record in records:
+                event, calls = bound[record[1]]  # type: ignore[call-overload]
+                event.record = record
+                if event is not current:
+                    names["E"] = self.event = current = event
+                for handler, arguments, costly in calls:
+                    if costly:
+                        names["rounds"] = repeat(None, rounds)
+                        names["calls"] = repeat(None, many_calls)
+                    result = handler(1, *arguments)
+                    if type(result) is tuple and result:
+                        self.settle(1, result)
+        except (Fault, RecursionError, MemoryError) as error:
+            raise self.located(error) from None
+        finally:
+            self.event = None
+            names["E"] = self.idle
+
+    # -- places and memory --------------------------------------------------------------------
+
+    def located(self, error: BaseException) -> Fault:
+        """The fault with its frames; what Python itself ran out of is told as the limit it stands for."""
+        if isinstance(error, RecursionError):
+            fault = too_deep()
+        elif isinstance(error, MemoryError):
+            fault = Fault("memory", "out of memory: the system has no more")
+        else:
+            assert isinstance(error, Fault)
+            fault = error
+        frames: List[Frame] = []
+        traceback = error.__traceback__
+        while traceback is not None:
+            frames.extend(self.frame(traceback.tb_frame, traceback.tb_lineno))
+            traceback = traceback.tb_next
+        fault.frames = tuple(reversed(frames))
+        return fault
+
+    def frame(self, frame: FrameType, line: int) -> Iterator[Frame]:
+        """The place a frame of Python stands for, if it runs translated code."""
+        known = self.codes.get(frame.f_code)
+        if known is not None:
+            function = self.program.functions[known[0]]
+            yield Frame(function.name, function.spans[known[1].places[line - 1]])
+
+    def frames_above(self) -> Iterator[Frame]:
+        """The calls of the script that are in progress, innermost first."""
+        frame: Optional[FrameType] = _getframe(1)
+        while frame is not None:
+            yield from self.frame(frame, frame.f_lineno)
+            frame = frame.f_back
+
+    def roots(self) -> Iterator[object]:
+        """Everything the script holds directly: globals, handlers, registers of the calls in progress."""
+        for name, value in self.names.items():
+            if name[0] == "g":
+                yield value
+        yield from self.handlers
+        frame: Optional[FrameType] = _getframe(1)
+        while frame is not None:
+            if frame.f_code in self.codes:
+                yield from frame.f_locals.values()
+            frame = frame.f_back
+
+
+STATS_BYTES = 400
+OPERATORS = (
+    *("add", "add_index", "append", "bit_and", "bit_or", "bit_xor", "bounded", "complement", "divide", "entry"),
+    *("equal", "fit", "index", "less", "less_equal", "loop_bounds", "modulo", "multiply", "negate", "not_callable"),
+    *("prepare_iterator", "results", "set_index", "shift_left", "shift_right", "subtract", "subtract_index"),
+)
+"""What templates use of vm.operators."""
+
+COSTLY = CALLS | {"JUMP", "JUMPIF", "JUMPIFNOT", "FORLOOP", "ITERNEXT"}
+"""Opcodes by which a handler uses up rounds or calls."""
+
+
+def too_deep() -> Fault:
+    """The fault of calls nested too deep."""
+    return Fault("depth", "stack overflow")
