@@ -92,11 +92,15 @@ class Code:
     def finish(self) -> tuple[tuple[Instruction, ...], tuple[Span, ...]]:
         """The code and its spans; jumps to jumps are joined, and what then has no use is left out."""
         code = [_resolved(pending) for pending in self.pending]
-        code = [_threaded(code, instruction) for instruction in code]
+        spans = [pending.span for pending in self.pending]
+        for index, instruction in enumerate(list(code)):
+            code[index], back = _threaded(code, instruction)
+            spans[index] = spans[index if back is None else back]
+        _turn_branches(code, spans)
         kept = _kept(code)
         places = [bisect_left(kept, index) for index in range(len(code))]
         moved = tuple(_moved(code[index], places) for index in kept)
-        return moved, tuple(self.pending[index].span for index in kept)
+        return moved, tuple(spans[index] for index in kept)
 
 
 JUMP_OPERANDS = {row.name: row.operands.index("j") for row in OPCODES if row.jumps}
@@ -123,24 +127,44 @@ def _moved(instruction: Instruction, places: list[int]) -> Instruction:
     return Instruction(instruction.op, *operands)
 
 
-def _threaded(code: list[Instruction], instruction: Instruction) -> Instruction:
-    """A plain jump, sent to where the jumps it leads to end."""
-    target = _target(instruction)
+def _threaded(code: list[Instruction], instruction: Instruction) -> tuple[Instruction, Optional[int]]:
+    """A plain jump sent to where the jumps it leads to end, and the last jump of these that goes back.
+
+    That one is the end of a loop, and its place is where the loop's limit is told.
+    """
+    target, back = _target(instruction), None
     if target is None or instruction.op not in BRANCHES:
-        return instruction
+        return instruction, None
     seen: set[int] = set()
     while target not in seen:
         seen.add(target)
         there = code[target]
         if there.op == "JUMP":
+            back = target if there.a <= target else back
             target = there.a
         elif instruction.op != "JUMP" and there.a == instruction.a and there.op == instruction.op:
             target = there.b
         elif instruction.op != "JUMP" and there.a == instruction.a and there.op == BRANCHES[instruction.op]:
             target += 1
     if instruction.op == "JUMP":
-        return Instruction("JUMP", target)
-    return Instruction(instruction.op, instruction.a, target)
+        return Instruction("JUMP", target), back
+    return Instruction(instruction.op, instruction.a, target), back
+
+
+def _turn_branches(code: list[Instruction], spans: list[Span]) -> None:
+    """A branch over a jump becomes the opposite branch to where that jump goes."""
+    targets = {_target(instruction) for instruction in code}
+    for index in range(len(code) - 2):
+        branch, jump = code[index], code[index + 1]
+        if (
+            branch.op in ("JUMPIF", "JUMPIFNOT")
+            and branch.b == index + 2
+            and jump.op == "JUMP"
+            and index + 1 not in targets
+        ):
+            code[index] = Instruction(BRANCHES[branch.op], branch.a, jump.a)
+            spans[index] = spans[index + 1] if jump.a <= index else spans[index]
+            code[index + 1] = Instruction("JUMP", index + 2)  # to the next instruction: left out
 
 
 def _kept(code: list[Instruction]) -> list[int]:

@@ -298,14 +298,34 @@ def _logical(body: Body, node: tree.Binary, hint: Optional[int]) -> int:
         decides = truth(node.left.value) is (node.operator == "||")
         return compute(body, node.left if decides else node.right, hint)
     left = body.meaning(node.left)
-    in_place = isinstance(left, Local) and not left.variable.captured and left.variable.register == hint
-    register = hint if in_place and hint is not None else body.take()
-    end = Label()
-    into(body, node.left, register)
-    body.emit(node.left.span, "JUMPIF" if node.operator == "||" else "JUMPIFNOT", register, end)
-    into(body, node.right, register)
-    body.code.place(end)
+    if hint is not None and isinstance(left, Local) and not left.variable.captured and left.variable.register == hint:
+        end = Label()  # `a = a || b`: the left side is in its place
+        _branch(body, node, hint, end)
+        into(body, node.right, hint)
+        body.code.place(end)
+        return hint
+    register = body.take()
+    _choose(body, node, register)
     return register
+
+
+def _choose(body: Body, node: tree.Expression, register: int) -> None:
+    """Compute a value into a register that nothing reads meanwhile."""
+    while isinstance(node, tree.Parenthesized):
+        node = node.inner
+    if not isinstance(node, tree.Binary) or node.operator not in ("&&", "||") or isinstance(node.left, tree.Literal):
+        into(body, node, register)
+        return
+    end = Label()
+    _choose(body, node.left, register)
+    _branch(body, node, register, end)
+    _choose(body, node.right, register)
+    body.code.place(end)
+
+
+def _branch(body: Body, node: tree.Binary, register: int, end: Label) -> None:
+    """Go to the end when the left side, in a register, is the value."""
+    body.emit(node.left.span, "JUMPIF" if node.operator == "||" else "JUMPIFNOT", register, end)
 
 
 EXPRESSIONS: dict[type[tree.Node], Callable[..., int]] = {

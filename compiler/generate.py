@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Callable, Optional, Sequence
 
 from compiler import tree
@@ -147,10 +148,10 @@ def _local(body: Body, node: tree.Local) -> None:
         for index, (variable, name) in enumerate(zip(variables, node.names)):
             define(body, variable, name.span, first + index)
         body.code.top = top
-    elif len(node.values) == len(variables):
-        for variable, name, value in zip(variables, node.names, node.values):
+    elif len(node.values) in (0, len(variables)):
+        for variable, name, value in zip_longest(variables, node.names, node.values):
             top = body.code.top
-            operand = named(body, value, name.name)
+            operand = body.constant(None) if value is None else named(body, value, name.name)
             body.code.top = top
             register = body.take()
             variable.register = register
@@ -223,10 +224,8 @@ def _compute_and_store(
     """A variable becomes what `change` (result, old, operand) makes of it."""
     old = compute(body, target)
     operand = compute(body, value)
-    register = plain_register(body, target)
-    result = body.take() if register is None else register
-    change(result, old, operand)
-    store(body, target, (0, 0), result)
+    change(old, old, operand)  # `old` is the variable's own register, or a fresh one
+    store(body, target, (0, 0), old)
 
 
 def _function_statement(body: Body, node: tree.FunctionStatement) -> None:

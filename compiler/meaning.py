@@ -219,7 +219,7 @@ class Names:
         self._mean(use, 1, Global(use.name))
         if len(use.chain) > 1:
             member = use.dotted(2)
-            near = suggest(member, sorted(name for name in self.builtins if name.startswith(f"{use.name}.")))
+            near = suggest(member, (name for name in self.builtins if name.startswith(f"{use.name}.")))
             hint = f"did you mean `{near}`?" if near is not None else None
             name = use.chain[1]
             span = name.name_span if isinstance(name, tree.Member) else name.span
@@ -230,7 +230,7 @@ class Names:
             return
         self.told.add(use.name)
         near = self._near(use)
-        hint = f"did you mean `{near}`?" if near is not None else None
+        hint = f"did you mean `{near}`?" if near is not None else self._elsewhere(use.name)
         if use.call is not None and len(use.chain) == 1:
             self._tell(use.span, f"unknown function `{use.name}`", hint)
         elif use.looked_into or len(use.chain) > 1 or (near is not None and _is_slip(use.name, near)):
@@ -242,9 +242,9 @@ class Names:
         """The name that may have been meant."""
         if len(use.name) <= SHORT:
             return None
-        near = None
-        if len(use.chain) > 1:
-            near = suggest(use.dotted(2), sorted(name for name in self.builtins if "." in name))
+        library = suggest(use.name, self.libraries) if len(use.chain) > 1 else None
+        member = f"{library}.{use.dotted(2).split('.')[-1]}"
+        near = member if member in self.builtins else None
         if near is None:
             plain = {name for name in self.builtins if "." not in name}
             words = {
@@ -259,12 +259,17 @@ class Names:
                 *self.tables,
                 *use.visible,
             }
-            near = suggest(use.name, sorted(words))
+            near = suggest(use.name, words)
         return near
+
+    def _elsewhere(self, name: str) -> Optional[str]:
+        """Where a variable of the name is, though not in scope."""
+        lines = [variable.span.line for variable in self.scopes.declared.values() if variable.name == name]
+        return f"the variable of line {lines[0]} cannot be seen here" if lines else None
 
     def _check_new_table(self, use: Use) -> None:
         """Warn of a table that is only there because an assigned name was misspelt."""
-        near = suggest(use.name, sorted({*self.globals, *use.visible})) if len(use.name) > SHORT else None
+        near = suggest(use.name, {*self.globals, *use.visible}) if len(use.name) > SHORT else None
         if near is not None:
             self._tell(
                 use.span, f"`{use.name}` is never assigned: a new table", f"did you mean `{near}`?", warning=True
