@@ -32,8 +32,24 @@ Memory = Callable[[int, int], Optional[bytes]]
 CHARACTER_NAMES = ("char", "signed char", "unsigned char")
 
 
+class Buffer:
+    """Memory that a script holds itself, from address 0 on."""
+
+    __slots__ = ("content",)
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def read(self, address: int, size_bytes: int) -> Optional[bytes]:
+        """The bytes, None where they do not all lie in it."""
+        end = address + size_bytes
+        return self.content[address:end] if 0 <= address <= end <= len(self.content) else None
+
+
 class View:
     """How memory is seen: types from `scope`, bytes from `memory`, and from `beyond` what pointers lead to."""
+
+    __slots__ = ("beyond", "memory", "scope")
 
     def __init__(self, scope: Declarations, memory: Memory, beyond: Memory) -> None:
         self.scope = scope

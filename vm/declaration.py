@@ -12,6 +12,7 @@ import re
 from typing import Callable, Dict, List, NamedTuple, Optional, Protocol, Tuple, Union
 
 from vm.fault import Fault
+from vm.memory import Apart
 
 MOST_DEPTH = 50
 """How deep brackets may be nested."""
@@ -177,7 +178,7 @@ def refusal(message: str) -> Fault:
     return Fault("argument", f"C declaration: {message}")
 
 
-class Declarations:
+class Declarations(Apart):
     """What a script has declared, in front of what `beyond` knows."""
 
     def __init__(self, beyond: Optional[Types] = None, pointer_bytes: int = 8, char_signed: bool = True) -> None:

@@ -18,17 +18,29 @@ from __future__ import annotations
 from itertools import repeat
 from sys import _getframe, getrecursionlimit, setrecursionlimit
 from types import CodeType, FrameType, FunctionType
-from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Protocol,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 from vm import operators
 from vm.aggregate import Stats, keeping
-from vm.declaration import Types
 from vm.event import Event, Probe
 from vm.fault import Exit, Fault, Frame
 from vm.host import Host
 from vm.idle import IdleEvent
 from vm.limits import CALLS_A_ROUND, Limits
-from vm.memory import Account
+from vm.memory import Account, Apart
 from vm.program import Program, Span
 from vm.translate import CALLS, Translation, Translator
 from vm.values import (
@@ -43,6 +55,9 @@ from vm.values import (
     tostring,
     wrap,
 )
+
+if TYPE_CHECKING:
+    from vm.declaration import Types
 
 Pack = Tuple[object, ...]
 Point = Tuple[Event, Sequence[int]]
@@ -82,7 +97,7 @@ class Bound(NamedTuple):
     calls: Tuple[Tuple[Callable[..., object], Tuple[object, ...], bool], ...]
 
 
-class Machine:
+class Machine(Apart):
     """One program in execution. Attributes are what builtins and the run loop may use."""
 
     def __init__(

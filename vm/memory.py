@@ -22,10 +22,17 @@ TABLE_BYTES = 304
 MIN_ALLOWANCE_SHARE = 32
 """A census is done after 1/32 of the limit was charged at the earliest, so that a script near it still moves."""
 
-NOT_OWNED = (type, ModuleType, CodeType, BuiltinFunctionType)
+
+class Apart:
+    """Base of what values refer to and the script does not hold: the machine, its account, its C types."""
+
+    __slots__ = ()
 
 
-class Account:
+NOT_OWNED = (type, ModuleType, CodeType, BuiltinFunctionType, Apart)
+
+
+class Account(Apart):
     """The charges of one machine. `roots` gives the objects a census starts from."""
 
     __slots__ = ("allowance", "charged", "dropped_keys", "held", "limit", "roots", "string_bytes", "table_entries")
@@ -81,7 +88,8 @@ def readable(size_bytes: int) -> str:
 def reachable_bytes(roots: Iterable[object]) -> int:
     """The sizes of all objects reachable from `roots`, each counted once; what belongs to Python is not followed.
 
-    Of a function only its closure is followed: its code and globals are the machine's.
+    Of a function only its closure is followed: its code and globals are the machine's. So are builtins
+    with all they close over.
     """
     seen: Set[int] = set()
     pending: List[object] = list(roots)
@@ -94,7 +102,8 @@ def reachable_bytes(roots: Iterable[object]) -> int:
         seen.add(mark)
         total += getsizeof(value)
         if type(value) is FunctionType:
-            pending.extend(value.__closure__ or ())
+            if not str(value.__module__).startswith("vm.library."):
+                pending.extend(value.__closure__ or ())
         elif not isinstance(value, (int, bytes)):
             pending.extend(get_referents(value))
     return total

@@ -209,6 +209,10 @@ class Table(Dict[object, object]):
         return b"table"
 
 
+CDATA_BYTES: Final = 1_000
+"""A cdata with all that reads its members."""
+
+
 def payload_bytes(value: object) -> int:
     """What a value takes beyond a machine word or two: the bytes of a string, the parts of a key, the frames of a stack."""
     if isinstance(value, bytes):

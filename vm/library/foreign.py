@@ -82,7 +82,7 @@ def cast(machine: Machine, depth: int, type_text: bytes, x: Union[int, Cdata, No
         return None
     number = x.address if isinstance(x, Cdata) else int(x)
     if isinstance(type, Pointer):
-        memory = event_memory(machine)
+            memory = event_memory(machine)
         return View(scope, memory, memory).pointer(type.target, number)
     if isinstance(type, Integer):
         low = number & ((1 << 8 * type.size_bytes) - 1)
@@ -101,7 +101,7 @@ def sizeof(machine: Machine, depth: int, type_text: bytes) -> int:
 @builtin("ffi.new", "type: string, bytes?: string", "cdata", ("argument", "string", "memory"))
 def new(machine: Machine, depth: int, type_text: bytes, data: Optional[bytes] = None) -> Cdata:
     """a C type over bytes (of user_buf, say), zeros where they are too few; it is read only"""
-    from vm.cdata import View
+    from vm.cdata import Buffer, View
 
     scope = declarations(machine)
     type = scope.type_named(type_text.decode("utf-8", "replace"))
@@ -109,11 +109,7 @@ def new(machine: Machine, depth: int, type_text: bytes, data: Optional[bytes] = 
     if size_bytes > machine.limits.string_bytes:
         raise Fault("string", f"ffi.new: more than {machine.limits.string_bytes} bytes")
     content = machine.account.built((data or b"")[:size_bytes].ljust(size_bytes, b"\0"))
-
-    def memory(address: int, size: int) -> Optional[bytes]:
-        return content[address : address + size] if 0 <= address <= address + size <= size_bytes else None
-
-    return View(scope, memory, event_memory(machine)).pointer(type, 0)
+    return View(scope, Buffer(content).read, event_memory(machine)).pointer(type, 0)
 
 
 @made("ffi.C", "", "cdata", ("argument",))
