@@ -296,13 +296,13 @@ def _is_symbol(name: bytes) -> bool:
     return 0 < len(name) <= MAX_NAME_BYTES and name.isascii() and name.decode("ascii").isprintable()
 
 
-def _is_text(text: bytes) -> bool:
-    """Text that can be given to a kernel: UTF-8 without a NUL."""
-    try:
-        decoded = text.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return 0 < len(text) <= MAX_TEXT_BYTES and "\0" not in decoded
+def _is_filter(text: bytes) -> bool:
+    """Text that can be given to a kernel. It may name files, so it need not be UTF-8."""
+    return len(text) <= MAX_TEXT_BYTES and b"\0" not in text
+
+
+def _is_event(text: bytes) -> bool:
+    return len(text) > 0 and _is_filter(text)
 
 
 EVENT_NAMES = frozenset(variable.name.encode() for variable in VARIABLES)
@@ -320,6 +320,6 @@ FORMS: dict[str, Callable[[bytes], bool]] = {
     "builtin": _is_builtin,
     "event value": _is_event_value,
     "symbol": _is_symbol,
-    "event": _is_text,
-    "filter": _is_text,
+    "event": _is_event,
+    "filter": _is_filter,
 }

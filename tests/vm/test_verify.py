@@ -258,7 +258,7 @@ OPERANDS = {
     "SYMBOL 0 =''": "names no symbol: b''",
     "SYMBOL 0 ='a\nb'": "names no symbol: b'a\\nb'",
     "PROBE =1 ='' =nil": "names no event: b''",
-    "PROBE =1 ='a' =''": "names no filter: b''",
+    "PROBE =1 ='a' ='a\0'": "names no filter: b'a\\x00'",
     "PROBE =1 ='a\0' =nil": "names no event: b'a\\x00'",
 }
 
@@ -280,7 +280,7 @@ def test_parameters_are_set_and_nothing_else() -> None:
 
 
 def test_names_in_bytes_that_are_no_text() -> None:
-    for op, use in (("GETGLOBAL 0 0", "global"), ("SYMBOL 0 0", "symbol"), ("PROBE -1 0 0", "event")):
+    for op, use in (("GETGLOBAL 0 0", "global"), ("SYMBOL 0 0", "symbol"), ("BUILTIN 0 0", "builtin")):
         found = message(program(op + END, constants=(b"\xff\xfe",)))
         assert found is not None
         assert found.endswith(f": constant 0 names no {use}: b'\\xff\\xfe'")
