@@ -82,7 +82,7 @@ def cast(machine: Machine, depth: int, type_text: bytes, x: Union[int, Cdata, No
         return None
     number = x.address if isinstance(x, Cdata) else int(x)
     if isinstance(type, Pointer):
-            memory = event_memory(machine)
+        memory = event_memory(machine)
         return View(scope, memory, memory).pointer(type.target, number)
     if isinstance(type, Integer):
         low = number & ((1 << 8 * type.size_bytes) - 1)
