@@ -100,8 +100,9 @@ class Layout:
 
     def is_asked(self, block: int, number: int, inside: bool) -> bool:
         """True if `b` is asked for `block` somewhere in region `number`, or somewhere outside of it."""
-        region = self.flow.regions[number]
-        return any([region.holds(self.flow.regions[where].first) == inside for where in self.asked[block]])
+        region, regions = self.flow.regions[number], self.flow.regions
+        within = [where >= number and region.holds(regions[where].first) for where in self.asked[block]]
+        return any(within) if inside else not all(within)
 
     def add(self, indent: int, text: str, place: int) -> None:
         """One more line."""

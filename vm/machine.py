@@ -274,7 +274,8 @@ class Machine(Apart):
         for value in (x, y):
             if type(value) is not int and not isinstance(value, (bytes, Address)):
                 raise Fault("type", f"cannot join {describe(x)} and {describe(y)}")
-        return self.account.built(tostring(x, self.host) + tostring(y, self.host))
+        text = tostring(x, self.host) + tostring(y, self.host)
+        return self.account.built(text) if len(text) > 64 else text
 
     def add_stats(self, stats: object, value: object) -> Stats:
         """`stats <<< value`; nil is a new one."""

@@ -18,7 +18,6 @@ from vm.limits import Limits
 
 CLOSURE_BYTES = 240
 BOX_BYTES = 120
-TABLE_BYTES = 304
 MIN_ALLOWANCE_SHARE = 32
 """A census is done after 1/32 of the limit was charged at the earliest, so that a script near it still moves."""
 

@@ -154,7 +154,10 @@ def as_table(value: object) -> Table:
 
 def set_index(container: object, key: object, value: object) -> None:
     """`container[key] = value`. Also raises Fault("key") and Fault("memory")."""
-    as_table(container).put(key, value)
+    if type(container) is Table:
+        container.put(key, value)
+    else:
+        as_table(container)
 
 
 def add_index(container: object, key: object, value: object) -> None:

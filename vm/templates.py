@@ -53,9 +53,9 @@ def never_integers(w: Writer, operands: Sequence[int]) -> bool:
     return any([w.kind(operand) not in (*INTEGERS, ANY) for operand in operands])
 
 
-def wrapped(target: str, value: str) -> Lines:
-    """`target = value` within 64 bits."""
-    return [f"{target} = {value}", f"if {target} > {MAX} or {target} < {MIN}: {target} = wrap({target})"]
+def wrapped(target: str, value: str, beyond: str = f"{{0}} > {MAX} or {{0}} < {MIN}") -> Lines:
+    """`target = value` within 64 bits; `beyond` is the condition under which `{0}` is not."""
+    return [f"{target} = {value}", f"if {beyond.format(target)}: {target} = wrap({target})"]
 
 
 def arithmetic(slow: str, fast: Callable[[Writer, str, int, int], Lines]) -> Template:
@@ -71,9 +71,21 @@ def arithmetic(slow: str, fast: Callable[[Writer, str, int, int], Lines]) -> Tem
     return template
 
 
-def wrapping(operator: str) -> Callable[[Writer, str, int, int], Lines]:
-    """`x operator y`, whose result may need wrapping."""
-    return lambda w, target, b, c: wrapped(target, f"{w.value(b)} {operator} {w.value(c)}")
+def added(w: Writer, target: str, b: int, c: int) -> Lines:
+    """`x + y`; where one of them is above 0 the sum can pass one end only."""
+    text = f"{w.value(b)} + {w.value(c)}"
+    return wrapped(target, text, f"{{0}} > {MAX}") if POSITIVE in (w.kind(b), w.kind(c)) else wrapped(target, text)
+
+
+def subtracted(w: Writer, target: str, b: int, c: int) -> Lines:
+    """`x - y`; where y is above 0 the difference can pass one end only."""
+    text = f"{w.value(b)} - {w.value(c)}"
+    return wrapped(target, text, f"{{0}} < {MIN}") if w.kind(c) == POSITIVE else wrapped(target, text)
+
+
+def multiplied(w: Writer, target: str, b: int, c: int) -> Lines:
+    """`x * y`."""
+    return wrapped(target, f"{w.value(b)} * {w.value(c)}")
 
 
 def bits(operator: str) -> Callable[[Writer, str, int, int], Lines]:
@@ -143,8 +155,10 @@ def logical_not(w: Writer, a: int, b: int, c: int) -> Lines:
 def concatenate(w: Writer, a: int, b: int, c: int) -> Lines:
     """CONCAT; a short string is not worth charging for."""
     x, y = w.value(b), w.value(c)
-    unknown = [f"type({w.value(operand)}) is bytes" for operand in (b, c) if w.kind(operand) != STRING]
-    fast = [f"r{a} = {x} + {y}", f"if len(r{a}) > 64: built(r{a})"]
+    known = (STRING, *INTEGERS)
+    unknown = [f"type({w.value(operand)}) is bytes" for operand in (b, c) if w.kind(operand) not in known]
+    texts = [f'b"%d" % {w.value(operand)}' if w.kind(operand) in INTEGERS else w.value(operand) for operand in (b, c)]
+    fast = [f"r{a} = {' + '.join(texts)}", f"if len(r{a}) > 64: built(r{a})"]
     return choose(" and ".join(unknown), fast, [f"r{a} = concatenate({x}, {y})"])
 
 
@@ -293,13 +307,13 @@ def get_entry(w: Writer, a: int, b: int, c: int) -> Lines:
 
 
 def set_index(w: Writer, a: int, b: int, c: int) -> Lines:
-    """SETINDEX: an integer under a key that is there changes nothing that is limited."""
+    """SETINDEX: what is charged already may replace what is under a key; new keys and strings of events are counted."""
     t, k, v = w.value(a), w.value(b), w.value(c)
     otherwise = [f"set_index({t}, {k}, {v})"]
-    if never_integers(w, (c,)) or a < 0:
+    if w.kind(c) == NIL or a < 0:
         return otherwise
-    conditions = [*is_table(w, a, b), integers(w, (c,)), f"{k} in {t}"]
-    return choose(" and ".join([text for text in conditions if text]), [f"{t}[{k}] = {v}"], otherwise)
+    charged = [f"type({v}) is int"] if w.kind(c) == ANY else []
+    return choose(" and ".join([*is_table(w, a, b), *charged, f"{k} in {t}"]), [f"{t}[{k}] = {v}"], otherwise)
 
 
 def update_index(operator: str, slow: str) -> Template:
@@ -434,9 +448,9 @@ TEMPLATES: Dict[str, Template] = {
     "NOT": logical_not,
     "NEG": negate,
     "BITNOT": complement,
-    "ADD": arithmetic("add", wrapping("+")),
-    "SUB": arithmetic("subtract", wrapping("-")),
-    "MUL": arithmetic("multiply", wrapping("*")),
+    "ADD": arithmetic("add", added),
+    "SUB": arithmetic("subtract", subtracted),
+    "MUL": arithmetic("multiply", multiplied),
     "DIV": arithmetic("divide", dividing("//", "divide")),
     "MOD": arithmetic("modulo", dividing("%", "modulo")),
     "BAND": arithmetic("bit_and", bits("&")),

@@ -147,6 +147,7 @@ def make_key(parts: Iterable[object]) -> Key:
     return Key(flat)
 
 
+TABLE_BYTES: Final = 304
 ENTRY_BYTES: Final = 160
 """An upper bound of what one more entry takes: its share of a dict that has just grown, an integer key and value."""
 
@@ -162,6 +163,7 @@ class Table(Dict[object, object]):
 
     def __init__(self, account: Accountant) -> None:
         self.account = account
+        account.charge(TABLE_BYTES)
 
     def read(self, key: object) -> object:
         """The value under `key`, None where there is none."""
@@ -184,7 +186,12 @@ class Table(Dict[object, object]):
             if len(self) >= account.table_entries:
                 account.dropped_keys += 1
                 return
-            account.charge(ENTRY_BYTES + payload_bytes(key) + payload_bytes(value))
+            size_bytes = ENTRY_BYTES
+            if type(key) is not int:
+                size_bytes += payload_bytes(key)
+            if type(value) is not int:
+                size_bytes += payload_bytes(value)
+            account.charge(size_bytes)
         elif type(value) is not int:
             account.charge(payload_bytes(value))
         self[key] = value

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Optional
 
 from vm.library.builtin import NOTHING, Machine, builtin
-from vm.memory import TABLE_BYTES
 from vm.values import Table
 
 
@@ -17,7 +16,6 @@ from vm.values import Table
 )
 def table_new(machine: Machine, depth: int, narr: Optional[int] = None, nrec: Optional[int] = None) -> Table:
     """an empty table; how many entries it will have need not be told"""
-    machine.account.charge(TABLE_BYTES)
     return Table(machine.account)
 
 
