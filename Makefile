@@ -21,7 +21,7 @@ COVERAGE_MINIMUM := 90
 
 # How to become root: nothing to do, sudo (which may ask only at a terminal), or no way (false).
 ROOT := $(shell if [ "$$(id -u)" = 0 ]; then :; elif sudo -n true 2>/dev/null; then echo sudo; elif [ -t 0 ] && command -v sudo >/dev/null; then echo sudo; else echo false; fi)
-PIP := $(VENV)/bin/python -m pip install --quiet --no-input --disable-pip-version-check $(if $(shell [ -w "$$HOME" ] && echo y),,--no-cache-dir)
+PIP := $(VENV)/bin/python -m pip install --quiet --quiet --no-input --disable-pip-version-check $(if $(shell [ -w "$$HOME" ] && echo y),,--no-cache-dir)
 
 run: $(VENV)/.installed tracefs
 	@if [ "$(ROOT)" != false ] && $(ROOT) $(KTAP) doctor --quiet; then
