@@ -119,14 +119,14 @@ def infer(
         facts.changed = False
         for number, handler in handlers.items():
             try:
-                facts.entries[number] = _Walk(facts, number, handler, event_types[number], initial).run()
+                facts.entries[number] = Typing(facts, number, handler, event_types[number], initial).run()
             except NotLowered as why:
                 raise Refused(number, why) from why
     return facts
 
 
-class _Walk:
-    """One pass over a handler."""
+class Typing:
+    """The types in one handler, given what is known of variables and tables."""
 
     def __init__(
         self,
@@ -188,6 +188,16 @@ class _Walk:
         for alias in {register, *_aliases(block, register)}:
             if alias in state:
                 state[alias] = change(state[alias])
+
+    def typed(self, block: Block, entry: State) -> List[Tuple[Operation, List[Type], Type]]:
+        """Every operation of a block with the types of its arguments and of what it writes."""
+        state = dict(entry)
+        rows: List[Tuple[Operation, List[Type], Type]] = []
+        for operation in block.operations:
+            types = [self.type_of(a, state) for a in operation.arguments]
+            self.step(operation, state)
+            rows.append((operation, types, NIL if operation.target is None else state[operation.target]))
+        return rows
 
     # -- operations ---------------------------------------------------------------------------
 

@@ -1,0 +1,138 @@
+"""Builtins in emitted code: one emitter for each row of `compiler.lower.signature`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Callable, Dict, List
+
+from compiler.lower.flat import Constant, NotLowered, Operation
+from compiler.lower.signature import MAX_FRAMES, SIGNATURES, TASK_STATES
+from compiler.lower.types import INTEGER, MAX_STRING_BYTES, Type
+from compiler.lower.values import Site, Value, of_constant
+
+if TYPE_CHECKING:
+    from compiler.lower.emit import Emitter
+
+SENT_KINDS = ("nil", "boolean", "integer", "string", "stack", "address")
+USER_STACK_FLAG = 256
+"""BPF_F_USER_STACK of linux/bpf.h."""
+UNITS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
+
+Emit = Callable[["Emitter", Operation, List[Value], Type], Value]
+
+
+def call(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+    """The result of a builtin."""
+    return EMITTERS[operation.name](emitter, operation, values, result)
+
+
+def _send(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+    """print, printf, exit: a record with the arguments that are not constants."""
+    constants = [(n, a.value) for n, a in enumerate(operation.arguments) if isinstance(a, Constant)]
+    sent = [v for v, a in zip(values, operation.arguments) if not isinstance(a, Constant)]
+    for number, value in constants:
+        if not isinstance(value, (bytes, int)) and value is not None:
+            raise NotLowered(
+                operation.span, f"gives {operation.name} a value that only the VM has (argument {number + 1})"
+            )
+    for value in sent:
+        if not value.type.is_only(*SENT_KINDS) or len(value.type.without("nil").kinds) > 1:
+            raise NotLowered(operation.span, f"gives {operation.name} what may be {value.type}")
+    types = tuple(value.type for value in sent)
+    emitter.environment.send(Site(operation.name, operation.span, types, tuple(constants)), sent)
+    if operation.name == "exit":
+        emitter.w.goto(emitter.end)
+        emitter.w.label(emitter.w.fresh("unreached"))
+    return of_constant(None)
+
+
+def _delete(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+    return emitter.stores.delete(operation, values)
+
+
+def _length(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+    return Value(INTEGER, emitter.texts.measured(values[0]))
+
+
+def _address(emitter: Emitter, value: Value) -> str:
+    """The address to read; nil reads nothing (0)."""
+    if value.type.can_be("nil"):
+        return emitter.w.value(f"select i1 {value.isnil}, i64 0, i64 {value.number}")
+    return value.number
+
+
+def _string_read(helper: str) -> Emit:
+    def emit(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+        size = result.size_bytes + (result.size_bytes < MAX_STRING_BYTES)  # a NUL comes behind; PATH_MAX counts it
+        pointer = emitter.texts.room(size)
+        length = emitter.w.call(helper, pointer, size, _address(emitter, values[0]))
+        failed = emitter.w.value(f"icmp sle i64 {length}, 0")
+        size_read = emitter.w.value(f"select i1 {failed}, i64 0, i64 {emitter.w.value(f'sub i64 {length}, 1')}")
+        return Value(result, "0", failed, pointer, size_read)
+
+    return emit
+
+
+def _number_read(helper: str, size: int) -> Emit:
+    def emit(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+        room = emitter.w.local(8)
+        emitter.w.store(8, 0, room)
+        failed = emitter.w.call(helper, room, size, _address(emitter, values[0]))
+        return Value(result, emitter.w.load(8, room), emitter.w.value(f"icmp ne i64 {failed}, 0"))
+
+    return emit
+
+
+def _stack(flags: int) -> Emit:
+    def emit(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+        skip = int(values[1].number) if len(values) > 1 else 0
+        pointer = emitter.texts.room(8 * MAX_FRAMES if not result.size_bytes else result.size_bytes)
+        emitter.texts.clear(pointer, result.size_bytes)
+        emitter.w.call("get_stack", "%ctx", pointer, result.size_bytes, flags | skip)
+        return Value(result, pointer=pointer)
+
+    return emit
+
+
+def _time(unit: int) -> Emit:
+    def emit(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+        now = emitter.environment.event("nsecs").number
+        time = emitter.w.value(f"add i64 {now}, {emitter.environment.number('realtime_offset')}")
+        return Value(INTEGER, time if unit == 1 else emitter.w.value(f"udiv i64 {time}, {unit}"))
+
+    return emit
+
+
+def _state(name: str) -> Emit:
+    def emit(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+        return emitter.environment.event(f"state:{name}")
+
+    return emit
+
+
+def _task_info(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+    name = operation.arguments[0]
+    assert isinstance(name, Constant) and isinstance(name.value, bytes)
+    return emitter.environment.event(f"state:{name.value.decode('latin-1')}")
+
+
+EMITTERS: Dict[str, Emit] = {
+    "print": _send,
+    "printf": _send,
+    "exit": _send,
+    "delete": _delete,
+    "len": _length,
+    "string.len": _length,
+    "user_string": _string_read("probe_read_user_str"),
+    "kernel_string": _string_read("probe_read_kernel_str"),
+    **{
+        f"{space}_u{bits}": _number_read(f"probe_read_{space}", bits // 8)
+        for space in ("user", "kernel")
+        for bits in (8, 16, 32, 64)
+    },
+    "stack": _stack(0),
+    "ustack": _stack(USER_STACK_FLAG),
+    **{f"gettimeofday_{unit}": _time(size) for unit, size in UNITS.items()},
+    **{name: _state(name) for name in TASK_STATES},
+    "curr_taskinfo": _task_info,
+}
+assert set(EMITTERS) == set(SIGNATURES)

@@ -1,0 +1,418 @@
+"""Emission: a handler in flat code as LLVM IR, one method an operation.
+
+Nothing here knows where an event comes from or how a record leaves (that is the Environment), and only
+`compiler.ir.Writer` knows the target's calls. A handler's code ends at the label it is given; a fault
+sends a record and goes there too.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+from compiler.lower.flat import Block, Branch, Constant, FlatHandler, Jump, NotLowered, Operand, Operation, Variable
+from compiler.lower.infer import Facts, Typing
+from compiler.lower.layouts import StatsLayout
+from compiler.lower.partition import Addition, Plan, VariableHome, additions
+from compiler.lower.texts import Texts
+from compiler.lower.types import BOOLEAN, INTEGER, Type, join
+from compiler.lower.values import Environment, Site, Value, of_constant
+from compiler.lower.webs import definitions
+from vm.program import Span
+
+BINARY = {
+    "ADD": "add",
+    "SUB": "sub",
+    "MUL": "mul",
+    "BAND": "and",
+    "BOR": "or",
+    "BXOR": "xor",
+}
+COMPARE = {"EQ": "eq", "NE": "ne", "LT": "slt", "LE": "sle"}
+
+
+class Limits(NamedTuple):
+    """What bounds a handler."""
+
+    loop_rounds: int
+    table_entries: int
+
+
+class Shared(NamedTuple):
+    """What all handlers of a plan are emitted with."""
+
+    plan: Plan
+    table_maps: Mapping[int, str]
+    """Name of the map by id of the table."""
+    swapped: frozenset[str]
+    """Maps that are reached through an array of maps."""
+    variable_maps: Mapping[Variable, Tuple[str, int]]
+    """Map and index of every variable that is added to."""
+    contended: frozenset[str]
+    """Maps that more than one program updates."""
+    stats: StatsLayout
+    limits: Limits
+
+
+class Slot(NamedTuple):
+    """A register that several operations write: room for its number, whether it is nil, its bytes and their length."""
+
+    type: Type
+    number: str
+    isnil: str
+    pointer: str
+    length: str
+
+
+class Emitter:
+    """Writes one handler."""
+
+    def __init__(
+        self, environment: Environment, shared: Shared, handler: int, typing: Typing, end: str, prefix: str
+    ) -> None:
+        self.environment = environment
+        self.w = environment.writer
+        self.shared = shared
+        self.flat: FlatHandler = shared.plan.kernel[handler]
+        self.facts: Facts = shared.plan.facts
+        self.entries = self.facts.entries[handler]
+        self.typing = typing
+        self.end = end
+        self.prefix = prefix
+        self.texts = Texts(self.w, prefix)
+        self.values: Dict[int, Value] = {}
+        self.slots: Dict[int, Slot] = {}
+        self.rounds: Optional[str] = None
+        self.made = definitions(self.flat)
+        self.updates: Dict[int, Addition] = {}
+        """Additions by id of their operations; only the store of one emits code."""
+        for update in additions(self.flat):
+            for operation in (update.read, update.change, update.store):
+                self.updates[id(operation)] = update
+
+    # -- the handler --------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Emit all blocks, from the current place on."""
+        from compiler.lower.stores import Stores
+
+        self.stores = Stores(self)
+        self._make_slots()
+        if any(o.op == "ROUND" for block in self.flat.blocks for o in block.operations):
+            self.rounds = self.w.local(8)
+            self.w.store(8, 0, self.rounds)
+        mark = self.w.mark()
+        self.w.goto(self.label(0))
+        for number in self._order():
+            self.w.label(self.label(number))
+            self._block(self.flat.blocks[number], number)
+        self.texts.open_room(mark, self.end)
+
+    def label(self, block: int) -> str:
+        """The label of a block."""
+        return f"{self.prefix}{block}"
+
+    def _order(self) -> List[int]:
+        """Blocks that can be reached, a definition always before what it dominates: by depth-first postorder, reversed."""
+        seen: Dict[int, bool] = {}
+        order: List[int] = []
+
+        def visit(number: int) -> None:
+            seen[number] = True
+            for target in reversed(self._targets(number)):
+                if target not in seen:
+                    visit(target)
+            order.append(number)
+
+        visit(0)
+        return order[::-1]
+
+    def _targets(self, number: int) -> List[int]:
+        block = self.flat.blocks[number]
+        return [target for target, _ in self.typing.leave(block, dict(self.entries[number]))]
+
+    def _make_slots(self) -> None:
+        types: Dict[int, Type] = {}
+        for number in self.entries:
+            for operation, _, result in self.typing.typed(self.flat.blocks[number], self.entries[number]):
+                if operation.target is not None and len(self.made[operation.target]) > 1:
+                    before = types.get(operation.target)
+                    types[operation.target] = result if before is None else join(before, result)
+        for register, kind in types.items():
+            if kind.can_be("key"):
+                raise NotLowered(self.made[register][0].span, "a multi-key that is made in several places")
+            pointer = self.texts.room(kind.size_bytes) if kind.size_bytes else ""
+            slot = Slot(kind, self.w.local(8), self.w.local(8), pointer, self.w.local(8))
+            for place in (slot.number, slot.isnil, slot.length):
+                self.w.store(8, 0, place)
+            self.slots[register] = slot
+
+    def _block(self, block: Block, number: int) -> None:
+        for operation, types, result in self.typing.typed(block, self.entries[number]):
+            self._operation(operation, types, result)
+        end = block.terminator
+        targets = self._targets(number)
+        if isinstance(end, Branch) and len(targets) == 2:
+            condition = self.value(end.condition, None)
+            self.w.branch(self.truth(condition), self.label(end.then), self.label(end.otherwise))
+        elif targets:
+            self.w.goto(self.label(targets[0]))
+        else:
+            assert not isinstance(end, Jump)
+            self.w.goto(self.end)
+
+    # -- registers ----------------------------------------------------------------------------
+
+    def value(self, operand: Operand, known: Optional[Type]) -> Value:
+        """The value of an operand; `known` is its type here, where that says more."""
+        if isinstance(operand, Constant):
+            return of_constant(operand.value)
+        if operand in self.slots:
+            value = self._load(self.slots[operand])
+        else:
+            value = self.values.get(operand, of_constant(None))
+        if known is not None and not known.can_be("nil") and value.type.can_be("nil"):
+            return value._replace(type=known._replace(size_bytes=value.type.size_bytes), isnil="false")
+        return value
+
+    def _load(self, slot: Slot) -> Value:
+        isnil = "false"
+        if slot.type.can_be("nil"):
+            isnil = self.w.value(f"icmp ne i64 {self.w.load(8, slot.isnil)}, 0")
+        length = self.w.load(8, slot.length) if slot.pointer else None
+        return Value(slot.type, self.w.load(8, slot.number), isnil, slot.pointer, length)
+
+    def keep(self, register: int, value: Value) -> None:
+        """Write a register."""
+        if register not in self.slots:
+            self.values[register] = value
+            return
+        slot = self.slots[register]
+        self.w.store(8, value.number, slot.number)
+        self.w.store(8, self.w.value(f"zext i1 {value.isnil} to i64"), slot.isnil)
+        if slot.pointer and value.type.size_bytes:
+            self.w.store(8, self.texts.copy(value, slot.pointer, slot.type.size_bytes), slot.length)
+
+    # -- truth and faults ---------------------------------------------------------------------
+
+    def truth(self, value: Value) -> str:
+        """Whether a value is neither nil nor false, as an i1."""
+        notnil = "true"
+        if value.type.can_be("nil"):
+            notnil = self.w.value(f"xor i1 {value.isnil}, true")
+        if not value.type.can_be("boolean"):
+            return notnil
+        number = self.w.value(f"icmp ne i64 {value.number}, 0")
+        return self.w.value(f"and i1 {notnil}, {number}")
+
+    def fault_if(self, condition: str, kind: str, span: Span, detail: str) -> None:
+        """Send a fault and end the handler where a condition (i1) holds."""
+        wrong, right = self.w.fresh("fault"), self.w.fresh("l")
+        self.w.branch(condition, wrong, right)
+        self.w.label(wrong)
+        self.environment.send(Site(kind, span, (), (), detail or kind), ())
+        self.w.goto(self.end)
+        self.w.label(right)
+
+    # -- operations ---------------------------------------------------------------------------
+
+    def _operation(self, operation: Operation, types: List[Type], result: Type) -> None:
+        update = self.updates.get(id(operation))
+        if update is not None:
+            if operation is update.store:
+                self._update(update)
+            return
+        values = [self.value(a, t) for a, t in zip(operation.arguments, types)]
+        value = self.compute(operation, values, result)
+        if operation.target is not None:
+            assert value is not None
+            self.keep(operation.target, value)
+
+    def _update(self, update: Addition) -> None:
+        variable = update.store.variable
+        assert variable is not None
+        home: VariableHome = self.shared.plan.variables[variable]
+        amount = self.value(update.amount, INTEGER)
+        self.stores.add_to_variable(home, update, amount)
+
+    def compute(self, operation: Operation, values: List[Value], result: Type) -> Optional[Value]:
+        """The value that an operation writes; None for one that writes nothing."""
+        op = operation.op
+        if op in BINARY:
+            return self._nil_aware(values, result, lambda a, b: self.w.value(f"{BINARY[op]} i64 {a}, {b}"))
+        if op in ("SHL", "SHR"):
+            return self._nil_aware(values, result, lambda a, b: self._shift(op, a, b))
+        if op in ("DIV", "MOD"):
+            return self._divide(operation, values, result)
+        if op in COMPARE:
+            return self._compare(op, values)
+        if op in ("SETINDEX", "ADDINDEX", "SUBINDEX", "SAMPLE", "GETINDEX", "GETENTRY"):
+            return self.stores.access(operation, values, result)
+        if op == "BUILTIN":
+            from compiler.lower.calls import call
+
+            return call(self, operation, values, result)
+        rule = getattr(self, "on_" + op.lower(), None)
+        if rule is None:
+            raise NotLowered(operation.span, f"{op} has no lowering")
+        made: Optional[Value] = rule(operation, values, result)
+        return made
+
+    def _nil_aware(self, values: Sequence[Value], result: Type, make: Callable[[str, str], str]) -> Value:
+        """Arithmetic whose result is nil where an operand is."""
+        if result.is_only("nil"):
+            return of_constant(None)
+        number = make(values[0].number, values[1].number)
+        isnil = "false"
+        for value in values:
+            if value.type.can_be("nil"):
+                isnil = value.isnil if isnil == "false" else self.w.value(f"or i1 {isnil}, {value.isnil}")
+        return Value(result, number, isnil)
+
+    def _shift(self, op: str, a: str, b: str) -> str:
+        count = self.w.value(f"and i64 {b}, 63")
+        return self.w.value(f"{'shl' if op == 'SHL' else 'lshr'} i64 {a}, {count}")
+
+    def _divide(self, operation: Operation, values: List[Value], result: Type) -> Value:
+        """Truncating division by unsigned arithmetic, which every cpu version has; the signs are set by hand."""
+        a, b = values[0].number, values[1].number
+        w = self.w
+        zero = w.value(f"icmp eq i64 {b}, 0")
+        for value in values:
+            if value.type.can_be("nil"):
+                zero = w.value(f"and i1 {zero}, {w.value(f'xor i1 {value.isnil}, true')}")
+        if not (isinstance(operation.arguments[1], Constant) and b != "0"):
+            self.fault_if(zero, "divide", operation.span, "divide 0")
+        safe = w.value(f"select i1 {w.value(f'icmp eq i64 {b}, 0')}, i64 1, i64 {b}")
+
+        def divide(_a: str, _b: str) -> str:
+            negative_a, negative_b = w.value(f"icmp slt i64 {a}, 0"), w.value(f"icmp slt i64 {safe}, 0")
+            size_a = w.value(f"select i1 {negative_a}, i64 {w.value(f'sub i64 0, {a}')}, i64 {a}")
+            size_b = w.value(f"select i1 {negative_b}, i64 {w.value(f'sub i64 0, {safe}')}, i64 {safe}")
+            if operation.op == "DIV":
+                size, negative = w.value(f"udiv i64 {size_a}, {size_b}"), w.value(f"xor i1 {negative_a}, {negative_b}")
+            else:
+                size, negative = w.value(f"urem i64 {size_a}, {size_b}"), negative_a
+            return w.value(f"select i1 {negative}, i64 {w.value(f'sub i64 0, {size}')}, i64 {size}")
+
+        return self._nil_aware(values, result, divide)
+
+    def _compare(self, op: str, values: List[Value]) -> Value:
+        left, right = values
+        same = self._both("string", left, right)
+        if op in ("LT", "LE"):
+            if same:
+                test = self.texts.before(left, right, op == "LE")
+            else:
+                test = self.w.value(f"icmp {COMPARE[op]} i64 {left.number}, {right.number}")
+            return self.boolean(test)
+        equal = self._equal(left, right)
+        return self.boolean(equal if op == "EQ" else self.w.value(f"xor i1 {equal}, true"))
+
+    def _both(self, kind: str, left: Value, right: Value) -> bool:
+        return left.type.can_be(kind) and right.type.can_be(kind)
+
+    def _equal(self, left: Value, right: Value) -> str:
+        """Equality as an i1; false across types."""
+        w = self.w
+        if left.type.can_be("key") or right.type.can_be("key") or self._both("stack", left, right):
+            raise NotLowered(None, "compares keys or stacks")
+        test = "false"
+        if self._both("string", left, right):
+            test = self.texts.equal(left, right)
+        elif any(self._both(kind, left, right) for kind in ("integer", "boolean", "address")) or {
+            *left.type.kinds,
+            *right.type.kinds,
+        } <= {"integer", "address", "nil"}:
+            test = w.value(f"icmp eq i64 {left.number}, {right.number}")
+        if not left.type.can_be("nil") and not right.type.can_be("nil"):
+            return test
+        isnil = [v.isnil if v.type.can_be("nil") else "false" for v in (left, right)]
+        neither = w.value(f"xor i1 {w.value(f'or i1 {isnil[0]}, {isnil[1]}')}, true")
+        both = w.value(f"and i1 {isnil[0]}, {isnil[1]}")
+        return w.value(f"or i1 {both}, {w.value(f'and i1 {neither}, {test}')}")
+
+    def boolean(self, test: str) -> Value:
+        """A boolean from an i1."""
+        return Value(BOOLEAN, self.w.value(f"zext i1 {test} to i64"))
+
+    # -- one method an operation --------------------------------------------------------------
+
+    def on_move(self, operation: Operation, values: List[Value], result: Type) -> Value:
+        """MOVE."""
+        return values[0]
+
+    def on_not(self, operation: Operation, values: List[Value], result: Type) -> Value:
+        """NOT."""
+        return self.boolean(self.w.value(f"xor i1 {self.truth(values[0])}, true"))
+
+    def on_neg(self, operation: Operation, values: List[Value], result: Type) -> Value:
+        """NEG."""
+        return self._nil_aware([values[0], Value(INTEGER)], result, lambda a, _: self.w.value(f"sub i64 0, {a}"))
+
+    def on_bitnot(self, operation: Operation, values: List[Value], result: Type) -> Value:
+        """BITNOT."""
+        return self._nil_aware([values[0], Value(INTEGER)], result, lambda a, _: self.w.value(f"xor i64 {a}, -1"))
+
+    def on_concat(self, operation: Operation, values: List[Value], result: Type) -> Value:
+        """CONCAT: left to the VM."""
+        raise NotLowered(operation.span, "joins strings", "print the parts, or use both as a key: t[a, b]")
+
+    def on_event(self, operation: Operation, values: List[Value], result: Type) -> Value:
+        """EVENT."""
+        return self.environment.event(operation.name)
+
+    def on_key(self, operation: Operation, values: List[Value], result: Type) -> Value:
+        """KEY: nil in it is a fault."""
+        for value in values:
+            if value.type.can_be("nil"):
+                self.fault_if(value.isnil, "key", operation.span, "nil cannot be part of a key")
+        parts = tuple(v._replace(type=v.type.without("nil"), isnil="false") for v in values)
+        return Value(result, parts=parts)
+
+    def on_getvar(self, operation: Operation, values: List[Value], result: Type) -> Value:
+        """GETVAR outside of an addition: partition lets none through."""
+        raise NotLowered(operation.span, "reads a variable that changes")
+
+    def on_setvar(self, operation: Operation, values: List[Value], result: Type) -> Optional[Value]:
+        """SETVAR outside of an addition: partition lets none through."""
+        raise NotLowered(operation.span, "assigns a variable")
+
+    def on_statadd(self, operation: Operation, values: List[Value], result: Type) -> Value:
+        """STATADD outside of an addition."""
+        raise NotLowered(operation.span, "samples an aggregation that is no variable")
+
+    def on_round(self, operation: Operation, values: List[Value], result: Type) -> Optional[Value]:
+        """ROUND: one more loop round, a fault past the limit."""
+        assert self.rounds is not None
+        number = self.w.value(f"add i64 {self.w.load(8, self.rounds)}, 1")
+        self.w.store(8, number, self.rounds)
+        over = self.w.value(f"icmp ugt i64 {number}, {self.shared.limits.loop_rounds}")
+        self.fault_if(over, "loop", operation.span, "loop execute count exceed max limit")
+        return None
+
+    def on_checkint(self, operation: Operation, values: List[Value], result: Type) -> Optional[Value]:
+        """CHECKINT: what may be no integer is left to the VM."""
+        if not values[0].type.is_only("integer", "address"):
+            raise NotLowered(operation.span, f"a bound of the loop may be {values[0].type}")
+        return None
+
+    def on_checkstep(self, operation: Operation, values: List[Value], result: Type) -> Optional[Value]:
+        """CHECKSTEP: only constant steps are lowered."""
+        step = operation.arguments[0]
+        if not isinstance(step, Constant) or step.value == 0:
+            raise NotLowered(operation.span, "a loop whose step is not a constant", "write the step as a number")
+        return None
+
+    def on_inrange(self, operation: Operation, values: List[Value], result: Type) -> Value:
+        """INRANGE."""
+        value, last, step = values
+        test = "sle" if int(step.number) > 0 else "sge"
+        return self.boolean(self.w.value(f"icmp {test} i64 {value.number}, {last.number}"))
+
+    def on_advance(self, operation: Operation, values: List[Value], result: Type) -> Value:
+        """ADVANCE: one more round when the way to `last` is at least a step; it is not negative here, so it is unsigned."""
+        value, last, step = values
+        forward = int(step.number) > 0
+        a, b = (last.number, value.number) if forward else (value.number, last.number)
+        way = self.w.value(f"sub i64 {a}, {b}")
+        return self.boolean(self.w.value(f"icmp uge i64 {way}, {abs(int(step.number))}"))

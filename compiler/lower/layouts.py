@@ -1,0 +1,83 @@
+"""How tables and variables lie in BPF maps: keys, values, and the maps to be made.
+
+A key is its parts one after the other, each at a multiple of 8 and padded with zeros, so that equal
+keys are equal bytes: 8 bytes for an integer, an address or a boolean; a string's bytes (NUL-free, at
+most as many as inference found); a stack's return addresses.
+
+A value is 8 bytes for an integer or a boolean; a length of 8 bytes and then the bytes for a string or a
+stack; `Stats` for an aggregation.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Tuple
+
+from compiler.lower.types import Type
+from vm.aggregate import Keeping, Shape
+from vm.histogram import steps
+
+HASH, PERCPU_HASH, ARRAY, PERCPU_ARRAY = "hash", "percpu_hash", "array", "percpu_array"
+
+MOST_KEY_BYTES = 4096 + 512
+COUNT, SUM_OF, SMALLEST, LARGEST, BUCKETS = 0, 8, 16, 24, 32
+"""Offsets in the value of an aggregation."""
+POWERS = 65
+"""Buckets of powers of two: below zero, zero, then by bit length 1 to 63."""
+
+
+class MapSpec(NamedTuple):
+    """A map to be made. `swapped`: it is the inner map of an array of maps, so that it can be exchanged as a whole."""
+
+    name: str
+    kind: str
+    key_bytes: int
+    value_bytes: int
+    entries: int
+    swapped: bool = False
+
+
+class StatsLayout(NamedTuple):
+    """Where the buckets of an aggregation lie."""
+
+    powers: bool
+    shapes: Tuple[Shape, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of a value."""
+        return self.shape_offset(len(self.shapes))
+
+    def shape_offset(self, index: int) -> int:
+        """Where the buckets of a shape begin: one below, its steps, one above."""
+        offset = BUCKETS + (8 * POWERS if self.powers else 0)
+        return offset + sum(8 * (2 + steps(*shape)) for shape in self.shapes[:index])
+
+
+def stats_layout(keeping: Keeping) -> StatsLayout:
+    """The layout that keeps what a script reads."""
+    return StatsLayout(keeping.powers, keeping.shapes)
+
+
+def rounded(size_bytes: int) -> int:
+    """Up to a multiple of 8."""
+    return (size_bytes + 7) & ~7
+
+
+def part_bytes(part: Type) -> int:
+    """Size of one part of a key."""
+    return max(8, rounded(part.size_bytes)) if part.is_only("string", "stack") else 8
+
+
+def key_parts(key: Type) -> Tuple[Type, ...]:
+    """The parts of a key; a key of one value is its own part."""
+    return key.parts if key.can_be("key") else (key,)
+
+
+def key_bytes(key: Type) -> int:
+    """Size of a key."""
+    return sum(part_bytes(part) for part in key_parts(key))
+
+
+def value_bytes(value: Type) -> int:
+    """Size of a plain value (not an aggregation)."""
+    return 8 + rounded(value.size_bytes) if value.is_only("string", "stack", "nil") and value.size_bytes else 8

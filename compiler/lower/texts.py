@@ -1,0 +1,219 @@
+"""Strings in emitted code: where their bytes lie, how they are copied, padded and compared.
+
+All of them are free of NULs (events give C strings, and a constant with a NUL keeps its handler in the
+VM), so a string that is padded with zeros needs no length.
+"""
+
+from __future__ import annotations
+
+from typing import Iterator, Optional, Tuple
+
+from compiler.ir import Writer
+from compiler.lower.flat import NotLowered
+from compiler.lower.layouts import rounded
+from compiler.lower.values import Value
+
+MOST_STACK_BYTES = 224
+"""How much of a program's 512 bytes of stack strings and keys may take; what is larger lies in the map `room`."""
+MOST_STORED_BYTES = 256
+"""Up to here bytes are copied and compared by instructions, above by a helper."""
+
+
+class Texts:
+    """Room for bytes, and what is done with strings."""
+
+    def __init__(self, writer: Writer, prefix: str) -> None:
+        self.w = writer
+        self.base = f"%{prefix}room"
+        self.room_bytes = 0
+        self._stack_bytes = 0
+
+    # -- room ---------------------------------------------------------------------------------
+
+    def room(self, size_bytes: int) -> str:
+        """A pointer to so many bytes, a multiple of 8, that are this handler's own until it ends."""
+        size = rounded(size_bytes)
+        if self._stack_bytes + size <= MOST_STACK_BYTES and size <= 64:
+            self._stack_bytes += size
+            return self.w.local(size)
+        offset, self.room_bytes = self.room_bytes, self.room_bytes + size
+        return self.w.value(f"getelementptr i8, ptr {self.base}, i64 {offset}")
+
+    def open_room(self, mark: int, otherwise: str) -> None:
+        """Look the room up at an earlier place, if any was asked for."""
+        if not self.room_bytes:
+            return
+
+        def emit() -> None:
+            key = self.w.local(4)
+            self.w.store(4, 0, key)
+            found = self.w.lookup("room", key, otherwise)
+            self.w.do(f"{self.base} = getelementptr i8, ptr {found}, i64 0")
+
+        self.w.splice(mark, emit)
+
+    # -- bytes --------------------------------------------------------------------------------
+
+    def clear(self, target: str, size_bytes: int) -> None:
+        """Write zeros; `size_bytes` is a multiple of 8."""
+        if size_bytes <= MOST_STORED_BYTES:
+            for offset in range(0, size_bytes, 8):
+                self.w.store(8, 0, target, offset)
+            return
+        key = self.w.local(4)
+        self.w.store(4, 0, key)
+        zeros = self.w.value(f"ptrtoint ptr {self.w.lookup('zeros', key)} to i64")
+        self.w.call("probe_read_kernel", target, size_bytes, zeros)
+
+    def move(self, target: str, source: str, size_bytes: int) -> None:
+        """Copy bytes whose number is known."""
+        if size_bytes <= MOST_STORED_BYTES:
+            for offset, size in chunks(size_bytes):
+                self.w.store(size, self.w.load(size, source, offset), target, offset)
+            return
+        self.w.call("probe_read_kernel", target, size_bytes, self.w.value(f"ptrtoint ptr {source} to i64"))
+
+    def bounded(self, length: str, most_bytes: int) -> str:
+        """A length as an i32 that the verifier can see is at most `most_bytes`."""
+        over = self.w.value(f"icmp ugt i64 {length}, {most_bytes}")
+        return self.w.value(f"trunc i64 {self.w.value(f'select i1 {over}, i64 {most_bytes}, i64 {length}')} to i32")
+
+    # -- strings ------------------------------------------------------------------------------
+
+    def place(self, value: Value, target: str, size_bytes: int) -> None:
+        """Write a string to `target`, padded with zeros to `size_bytes` (a multiple of 8)."""
+        if value.constant is not None:
+            padded = checked(value.constant).ljust(size_bytes, b"\0")
+            for offset in range(0, size_bytes, 8):
+                self.w.store(8, int.from_bytes(padded[offset : offset + 8], "little", signed=True), target, offset)
+            return
+        most = min(rounded(value.type.size_bytes), size_bytes)
+        if value.length is None:
+            self.move(target, value.pointer, most)
+            self.clear_from(target, most, size_bytes)
+            return
+        self.clear(target, size_bytes)
+        size = self.bounded(value.length, min(value.type.size_bytes, size_bytes))
+        self.w.call("probe_read_kernel", target, size, self.w.value(f"ptrtoint ptr {value.pointer} to i64"))
+
+    def clear_from(self, target: str, start: int, end: int) -> None:
+        """Write zeros between two offsets."""
+        if end > start:
+            self.clear(self.w.at(target, start), end - start)
+
+    def copy(self, value: Value, target: str, size_bytes: int) -> str:
+        """Copy a string without padding; its length as an i64."""
+        if value.constant is not None:
+            self.place(value, target, rounded(max(1, len(value.constant))) if value.constant else 8)
+            return str(len(value.constant))
+        if value.length is None:
+            self.move(target, value.pointer, min(rounded(value.type.size_bytes), rounded(size_bytes)))
+            return self.measured(value)
+        size = self.bounded(value.length, min(value.type.size_bytes, size_bytes))
+        self.w.call("probe_read_kernel", target, size, self.w.value(f"ptrtoint ptr {value.pointer} to i64"))
+        return value.length
+
+    def measured(self, value: Value) -> str:
+        """The length of a string as an i64."""
+        if value.constant is not None:
+            return str(len(value.constant))
+        if value.length is not None:
+            return value.length
+        length = "0"
+        ended = "false"
+        for offset in range(value.type.size_bytes):
+            zero = self.w.value(f"icmp eq i8 {self.w.load(1, value.pointer, offset)}, 0")
+            ended = self.w.value(f"or i1 {ended}, {zero}")
+            more = self.w.value(f"select i1 {ended}, i64 0, i64 1")
+            length = self.w.value(f"add i64 {length}, {more}")
+        return length
+
+    def equal(self, left: Value, right: Value) -> str:
+        """Whether two strings are equal, as an i1."""
+        if left.constant is not None and right.constant is not None:
+            return "true" if left.constant == right.constant else "false"
+        if left.constant is not None:
+            left, right = right, left
+        if right.constant is not None:
+            return self._equals_constant(left, checked(right.constant))
+        size = self._common(left, right)
+        test = "true"
+        for offset in range(0, size, 8):
+            same = self.w.value(f"icmp eq i64 {self._word(left, offset, size)}, {self._word(right, offset, size)}")
+            test = self.w.value(f"and i1 {test}, {same}")
+        return test
+
+    def _equals_constant(self, value: Value, constant: bytes) -> str:
+        size = len(constant)
+        if size > value.type.size_bytes:
+            return "false"
+        if size > MOST_STORED_BYTES:
+            raise NotLowered(None, f"compares with a string of more than {MOST_STORED_BYTES} bytes")
+        if value.length is not None:
+            test = self.w.value(f"icmp eq i64 {value.length}, {size}")
+        elif size < value.type.size_bytes:
+            test = self.w.value(f"icmp eq i8 {self.w.load(1, value.pointer, size)}, 0")
+        else:
+            test = "true"
+        for offset, width in chunks(size):
+            number = int.from_bytes(constant[offset : offset + width], "little", signed=True)
+            loaded = self.w.load(width, value.pointer, offset)
+            same = self.w.value(f"icmp eq i{8 * width} {loaded}, {number}")
+            test = self.w.value(f"and i1 {test}, {same}")
+        return test
+
+    def before(self, left: Value, right: Value, or_equal: bool) -> str:
+        """Whether a string comes before another bytewise (or is equal), as an i1."""
+        size = self._common(left, right)
+        test = "true" if or_equal else "false"
+        for offset in range(size - 8, -8, -8):
+            a, b = (self._swapped(self._word(value, offset, size)) for value in (left, right))
+            less = self.w.value(f"icmp ult i64 {a}, {b}")
+            same = self.w.value(f"icmp eq i64 {a}, {b}")
+            test = self.w.value(f"or i1 {less}, {self.w.value(f'and i1 {same}, {test}')}")
+        return test
+
+    def _swapped(self, word: str) -> str:
+        return self.w.value(f"call i64 @llvm.bswap.i64(i64 {word})")
+
+    def _common(self, left: Value, right: Value) -> int:
+        size = rounded(max(left.type.size_bytes, right.type.size_bytes, 1))
+        if size > MOST_STORED_BYTES:
+            raise NotLowered(None, "compares long strings with each other", "compare with a constant")
+        return size
+
+    def _word(self, value: Value, offset: int, size: int) -> str:
+        """Eight bytes of a string that is padded to `size`."""
+        if value.constant is not None:
+            word = checked(value.constant).ljust(size, b"\0")[offset : offset + 8]
+            return str(int.from_bytes(word, "little", signed=True))
+        if value.length is None:
+            return self.w.load(8, value.pointer, offset) if offset < rounded(value.type.size_bytes) else "0"
+        padded = self._padded(value, size)
+        return self.w.load(8, padded, offset)
+
+    def _padded(self, value: Value, size: int) -> str:
+        target = self.room(size)
+        self.place(value, target, size)
+        return target
+
+
+def checked(constant: bytes) -> bytes:
+    """A constant that the kernel can hold. Raises NotLowered for one with a NUL in it."""
+    if b"\0" in constant:
+        raise NotLowered(None, "uses a string with a NUL in it")
+    return constant
+
+
+def chunks(size_bytes: int) -> Iterator[Tuple[int, int]]:
+    """Offsets and sizes of the loads that cover so many bytes."""
+    offset = 0
+    for size in (8, 4, 2, 1):
+        while offset + size <= size_bytes:
+            yield offset, size
+            offset += size
+
+
+def none_or(value: Optional[str], other: str) -> str:
+    """The operand, or another where there is none."""
+    return other if value is None else value

@@ -1,0 +1,78 @@
+"""Values in emitted code: what stands for a value of the language while IR is written."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional, Protocol, Sequence, Tuple
+
+from compiler.ir import Writer
+from compiler.lower.types import NIL, Type, of_value, string
+from vm.program import Span
+
+
+class Value(NamedTuple):
+    """A value as operands of the IR.
+
+    `number` (i64) is an integer, an address, or 0 and 1 for a boolean. A string is NUL-free bytes at `pointer`:
+    `length` of them, or up to the first NUL of `type.size_bytes` where `length` is None (then the rest is zero).
+    A stack is `length` bytes of return addresses. `isnil` (i1) tells nil where the type can be nil or else.
+    """
+
+    type: Type
+    number: str = "0"
+    isnil: str = "false"
+    pointer: str = ""
+    length: Optional[str] = None
+    constant: Optional[bytes] = None
+    """The bytes of a constant string; it has no pointer before one is asked for."""
+    parts: Tuple[Value, ...] = ()
+    """The values of a multi-key."""
+
+
+NOTHING = Value(NIL, isnil="true")
+
+
+def integer(number: str, kind: Type) -> Value:
+    """A number that is never nil."""
+    return Value(kind, number)
+
+
+def of_constant(value: object) -> Value:
+    """A known value: nil, a boolean, an integer or a string."""
+    kind = of_value(value)
+    if value is None:
+        return NOTHING
+    if isinstance(value, bytes):
+        return Value(string(len(value)), constant=value)
+    if isinstance(value, int):
+        return Value(kind, str(int(value)))
+    return Value(kind)
+
+
+class Site(NamedTuple):
+    """A place that sends a record: what the VM does with it (`print`, `printf`, `exit`, `fault`), and its values.
+
+    For a fault `name` is its kind and `detail` what it says. `values` are the types of what is sent; constants
+    among the arguments are in `constants`, by position.
+    """
+
+    name: str
+    span: Span
+    values: Tuple[Type, ...]
+    constants: Tuple[Tuple[int, object], ...] = ()
+    detail: str = ""
+    function: int = 0
+
+
+class Environment(Protocol):
+    """What emission needs of the program around a handler."""
+
+    writer: Writer
+
+    def event(self, name: str) -> Value:
+        """The event's value by the name that EVENT has for it."""
+
+    def send(self, site: Site, values: Sequence[Value]) -> None:
+        """Hand a record to the event buffer; code goes on behind it."""
+
+    def number(self, name: str) -> str:
+        """A number that is known at load time (`realtime_offset`), as an i64."""
