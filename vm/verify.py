@@ -17,6 +17,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import Optional, Sequence
 
+from vm.blocks import Block, find_blocks
 from vm.diagnostic import Diagnostic, Refusal
 from vm.effect import ALL, CONTENTS, LANE, LOOPS, Effect, Wrong, capture, effects, scope
 from vm.opcodes import BY_NAME
@@ -30,7 +31,6 @@ from vm.program import (
     MAX_UPVALUES,
     Constant,
     Function,
-    Instruction,
     Program,
 )
 
@@ -142,14 +142,11 @@ def _check_flow(function: Function, effects: Sequence[Effect], budget: int) -> i
     code = function.code
     if not BY_NAME[code[-1].op].ends:
         raise Wrong("the code runs off its end", len(code) - 1)
-    starts = _starts(code)
-    entry = (1 << function.parameters) - 1
-    states, budget = _states(code, effects, starts, entry, budget)
-    for start, end in zip(starts, [*starts[1:], len(code)]):
-        if start not in states:
-            continue
-        state = states[start]
-        for index in range(start, end):
+    blocks = find_blocks(code)
+    states, budget = _states(blocks, effects, (1 << function.parameters) - 1, budget)
+    for number in sorted(states):
+        state = states[number]
+        for index in range(blocks[number].first, blocks[number].last + 1):
             effect = effects[index]
             if effect.need & ~state:
                 raise Wrong(_lacking(effect.need & ~state, state), index)
@@ -157,36 +154,16 @@ def _check_flow(function: Function, effects: Sequence[Effect], budget: int) -> i
     return budget
 
 
-def _starts(code: Sequence[Instruction]) -> list[int]:
-    """The first instructions of all basic blocks."""
-    starts = {0}
-    for index, instruction in enumerate(code):
-        row = BY_NAME[instruction.op]
-        if row.jumps:
-            starts.add(_target(instruction))
-        if row.jumps or row.ends:
-            starts.add(index + 1)
-    starts.discard(len(code))
-    return sorted(starts)
-
-
-def _target(instruction: Instruction) -> int:
-    place = BY_NAME[instruction.op].operands.index("j")
-    return (instruction.a, instruction.b, instruction.c)[place]
-
-
-def _states(
-    code: Sequence[Instruction], effects: Sequence[Effect], starts: Sequence[int], entry: int, budget: int
-) -> tuple[dict[int, int], int]:
-    """The state before each block that can be reached; blocks are looked at in the order of the code."""
-    ways = {start: _ways(code, effects, start, end) for start, end in zip(starts, [*starts[1:], len(code)])}
+def _states(blocks: Sequence[Block], effects: Sequence[Effect], entry: int, budget: int) -> tuple[dict[int, int], int]:
+    """The state before each block that can be reached, by number; they are looked at in the order of the code."""
+    ways = [_ways(block, effects) for block in blocks]
     states = {0: entry}
     waiting, changed = [0], {0}
     while waiting:
-        start = heappop(waiting)
-        changed.discard(start)
-        state = states[start]
-        for successor, keep, gen in ways[start]:
+        number = heappop(waiting)
+        changed.discard(number)
+        state = states[number]
+        for successor, keep, gen in ways[number]:
             old = states.get(successor, ALL)
             new = old & (state & keep | gen)
             if new != old or successor not in states:
@@ -200,18 +177,17 @@ def _states(
     return states, budget
 
 
-def _ways(code: Sequence[Instruction], effects: Sequence[Effect], start: int, end: int) -> list[tuple[int, int, int]]:
+def _ways(block: Block, effects: Sequence[Effect]) -> list[tuple[int, int, int]]:
     """Where a block leads: the block there, and what the way to it keeps of the state and adds."""
     keep, gen = ALL, 0
-    for effect in effects[start : end - 1]:
+    for effect in effects[block.first : block.last]:
         keep, gen = keep & effect.keep, gen & effect.keep | effect.gen
-    last, effect = code[end - 1], effects[end - 1]
-    row = BY_NAME[last.op]
+    last = effects[block.last]
     ways = []
-    if not row.ends:
-        ways.append((end, keep & effect.keep, gen & effect.keep | effect.gen))
-    if row.jumps:
-        ways.append((_target(last), keep & effect.jump_keep, gen & effect.jump_keep | effect.jump_gen))
+    if block.fall is not None:
+        ways.append((block.fall, keep & last.keep, gen & last.keep | last.gen))
+    if block.jump is not None:
+        ways.append((block.jump, keep & last.jump_keep, gen & last.jump_keep | last.jump_gen))
     return ways
 
 
