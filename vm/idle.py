@@ -14,14 +14,16 @@ class IdleEvent:
     record: Tuple[object, ...] = ()
     probename: Optional[bytes] = None
     """The handler's: `tick-1s`, `trace_end`."""
+    time_ns: Optional[int] = None
+    """What the time is, where that is not the clock's: in a replay."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
 
     @property
     def nsecs(self) -> int:
-        """The clock."""
-        return self.host.monotonic_ns()
+        """The time."""
+        return self.host.monotonic_ns() if self.time_ns is None else self.time_ns
 
     def field(self, path: str) -> object:
         """nil."""

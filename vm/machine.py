@@ -77,6 +77,9 @@ class Sink(Protocol):
     def flush(self) -> None:
         """Let out what was taken. Raises Exit."""
 
+    def tick(self, now_ns: int) -> None:
+        """Let out what has waited for long enough. Raises Exit."""
+
 
 class Options(NamedTuple):
     """What the one who runs a script may say about it."""
@@ -106,7 +109,7 @@ class Machine(Apart):
         output: Sink,
         host: Host,
         options: Options = Options(),  # noqa: B008
-        install: Optional[Callable[[Machine], Mapping[str, object]]] = None,
+        install: Optional[Callable[..., Mapping[str, object]]] = None,
     ) -> None:
         """`program` has passed the verifier. `install` gives the builtins by name (vm.library's as a rule)."""
         self.program = program

@@ -1,0 +1,261 @@
+"""One run of a script: main chunk, trace_begin, events and ticks in order of time, trace_end.
+
+    run = Run(machine, source, RunOptions(duration_ns=5_000_000_000), report)
+    signal.signal(signal.SIGINT, lambda *_: run.stop())
+    outcome = run.execute()
+
+Handlers run one at a time, in order of time across processors; a tick that is due at T runs after all
+events up to T. Tracing ends by exit(), `stop`, the end of the duration, of the command or of a recording,
+or by a fault; then trace_end runs, once. What was in the buffers when tracing was stopped is delivered first,
+but not after exit() or a fault.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+
+from vm.diagnostic import Diagnostic, Refusal
+from vm.event import Batch, Event, Loss, Probe, Source
+from vm.fault import Exit, Fault
+from vm.host import Host
+from vm.machine import Bound, Machine
+from vm.program import Program
+from vm.timers import Schedule, period_ns
+
+POLL_NS = 100_000_000
+"""The longest wait for events: output is let out and stop() noticed at least this often."""
+SHORTEST_POLL_NS = 1_000_000
+PATIENCE_NS = 2_000_000_000
+"""How long after the end a source may take to hand over what fired before it."""
+MAX_CALLERS = 20
+"""How many callers a fault names."""
+
+TABLE_FULL = "table full"
+"""`Loss.what` of new keys that did not fit: its `events` counts keys."""
+
+
+class RunOptions(NamedTuple):
+    """How a script is run."""
+
+    duration_ns: Optional[int] = None
+    """Tracing ends after this much of the source's time."""
+    live: bool = True
+    """False in a replay: its time is the recording's, and no tick is ever too late."""
+    start: Optional[Callable[[], None]] = None
+    """Starts the command that is traced; called when the probes are live."""
+    finished: Optional[Callable[[], bool]] = None
+    """True once that command has ended."""
+
+
+class Outcome(NamedTuple):
+    """The exit status (0, 1 after a fault, or what exit() was given) and what was lost."""
+
+    status: int
+    losses: Tuple[Loss, ...]
+
+
+class Clock:
+    """The source of a script that has ticks only: time passes, nothing happens."""
+
+    points: Sequence[Tuple[Event, Sequence[int]]] = ()
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def attach(self, probes: Sequence[Probe]) -> None:
+        """There is nothing to attach."""
+
+    def now_ns(self) -> int:
+        """CLOCK_MONOTONIC."""
+        return self.host.monotonic_ns()
+
+    def poll(self, timeout_ns: int) -> Batch:
+        """Wait."""
+        time.sleep(timeout_ns / 1e9)
+        return Batch((), self.now_ns(), False)
+
+    def losses(self) -> Sequence[Loss]:
+        """Nothing is lost."""
+        return ()
+
+    def close(self) -> None:
+        """There is nothing to detach."""
+
+
+class Run:
+    """A machine, a source and what happens between them."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        source: Optional[Source],
+        options: RunOptions = RunOptions(),  # noqa: B008
+        report: Callable[[str], None] = print,
+    ) -> None:
+        """`source` may be None where there are no live events. `report` is given each run-time error as text."""
+        self.machine = machine
+        self.source = source
+        self.options = options
+        self.report = report
+        self.status = 0
+        self.going = True
+        """False after exit() or a fault."""
+        self.stopping = False
+        self.bound: List[Bound] = []
+        self.probes: List[Probe] = []
+        """Those that were given to the source: its points name them by their place here."""
+
+    def stop(self) -> None:
+        """End tracing soon. May be called by a signal handler."""
+        self.stopping = True
+        self.machine.interrupt()
+
+    def execute(self) -> Outcome:
+        """The whole run. Raises Refusal for probes that cannot be set, and what the source raises."""
+        machine = self.machine
+        losses: List[Loss] = []
+        self.attempt(machine.run_main)
+        self.probes = [probe for probe in machine.probes if not is_own(probe)]
+        ticks = self.named("tick-")
+        self.check_timers()
+        self.run_all(self.named("trace_begin"))
+        source = self.choose_source(ticks) if self.going and not self.stopping else None
+        try:
+            if source is not None:
+                self.trace(source, ticks)
+                losses.extend(source.losses())
+            self.going = True
+            self.run_all(self.named("trace_end"))
+        finally:
+            if source is not None:
+                source.close()
+        if machine.account.dropped_keys:
+            where = f"limit of {machine.limits.table_entries} entries"
+            losses.append(Loss(TABLE_FULL, where, machine.account.dropped_keys))
+        return Outcome(self.status, tuple(losses))
+
+    # -- parts of a run -----------------------------------------------------------------------
+
+    def named(self, prefix: str) -> List[Probe]:
+        """The probes of the run loop's own events: `trace_begin`, `trace_end`, `tick-`."""
+        return [probe for probe in self.machine.probes if is_own(probe) and probe.event.startswith(prefix)]
+
+    def check_timers(self) -> None:
+        """Raises Refusal for all timers that are none."""
+        program = self.machine.program
+        wrong = []
+        for probe in self.machine.probes:
+            if probe.event.startswith(("tick-", "profile-")):
+                try:
+                    period_ns(probe.event)
+                except ValueError as error:
+                    wrong.append(Diagnostic(program.source_name, probe.span, str(error)))
+        if wrong:
+            raise Refusal(wrong, program.source)
+
+    def choose_source(self, ticks: Sequence[Probe]) -> Optional[Source]:
+        """Where events and time come from, None for a script that needs neither."""
+        if self.probes and self.source is None:
+            program = self.machine.program
+            message = "this machine can run the script, but has no events to give it"
+            raise Refusal([Diagnostic(program.source_name, self.probes[0].span, message)], program.source, 3)
+        if self.probes or (ticks and not self.options.live):
+            return self.source
+        return Clock(self.machine.host) if ticks else None
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Run code of the script; a fault is reported and, as exit() does, ends tracing."""
+        try:
+            action()
+        except Fault as fault:
+            self.report(fault_text(self.machine.program, fault))
+            self.status = 1
+            self.going = False
+        except Exit as leaving:
+            self.status = self.status or leaving.status
+            self.going = False
+
+    def run_all(self, probes: Sequence[Probe]) -> None:
+        """Run handlers of the run loop's own events until one ends the run."""
+        for probe in probes:
+            if self.going:
+                self.attempt(lambda probe=probe: self.machine.run_handler(probe.handler, probe.event))  # type: ignore[misc]
+
+    def trace(self, source: Source, ticks: Sequence[Probe]) -> None:
+        """From attaching to the end of tracing."""
+        source.attach(self.probes)
+        begin_ns = source.now_ns()
+        schedule = Schedule(ticks, begin_ns)
+        deadline_ns = None if self.options.duration_ns is None else begin_ns + self.options.duration_ns
+        self.attempt(self.machine.output.flush)
+        if self.options.start is not None and self.going:
+            self.options.start()
+        while self.going:
+            now_ns = source.now_ns()
+            if self.is_over() and (deadline_ns is None or now_ns < deadline_ns):
+                if not self.options.live:
+                    break
+                deadline_ns = now_ns
+            if deadline_ns is not None and self.options.live and now_ns > deadline_ns + PATIENCE_NS:
+                break
+            batch = source.poll(wait_ns(now_ns, schedule.next_ns(), deadline_ns))
+            for point in source.points[len(self.bound) :]:
+                self.bound += self.machine.bind([point], self.probes)
+            self.attempt(lambda: self.handle(batch, source, schedule, deadline_ns))  # noqa: B023
+            self.attempt(lambda: self.machine.output.tick(self.machine.host.monotonic_ns()))
+            if batch.ended or (deadline_ns is not None and batch.horizon_ns >= deadline_ns):
+                break
+
+    def is_over(self) -> bool:
+        """True once stop() was called or the command has ended."""
+        return self.stopping or (self.options.finished is not None and self.options.finished())
+
+    def handle(self, batch: Batch, source: Source, schedule: Schedule, deadline_ns: Optional[int]) -> None:
+        """Run the handlers of a batch's events and of the ticks among them. Raises Fault and Exit."""
+        records, live = batch.records, self.options.live
+        horizon_ns = batch.horizon_ns if deadline_ns is None else min(batch.horizon_ns, deadline_ns)
+        done = 0
+        due_ns = schedule.next_ns()
+        while due_ns is not None and due_ns <= horizon_ns:
+            done = self.deliver_until(records, done, due_ns)
+            self.machine.idle.time_ns = None if live else due_ns
+            tick = schedule.take(source.now_ns() if live else None)
+            self.machine.run_handler(tick.handler, tick.event)
+            due_ns = schedule.next_ns()
+        self.machine.idle.time_ns = None if live else horizon_ns
+        if deadline_ns is not None:
+            self.deliver_until(records, done, deadline_ns)
+        else:
+            self.machine.deliver(records[done:] if done else records, self.bound)
+
+    def deliver_until(self, records: Sequence[Tuple[object, ...]], done: int, end_ns: int) -> int:
+        """Deliver the records from number `done` up to a time; the number of the first that is later."""
+        end = bisect_right(records, (end_ns, float("inf")), done)
+        self.machine.deliver(records[done:end], self.bound)
+        return end
+
+
+def is_own(probe: Probe) -> bool:
+    """True for what the run loop itself knows: trace_begin, trace_end, ticks."""
+    return probe.event in ("trace_begin", "trace_end") or probe.event.startswith("tick-")
+
+
+def wait_ns(now_ns: int, due_ns: Optional[int], deadline_ns: Optional[int]) -> int:
+    """How long to wait for events at most."""
+    ends = [end_ns - now_ns for end_ns in (due_ns, deadline_ns) if end_ns is not None]
+    return max(SHORTEST_POLL_NS, min([POLL_NS, *ends]))
+
+
+def fault_text(program: Program, fault: Fault) -> str:
+    """A fault as its diagnostic, followed by a line for each caller."""
+    name = program.source_name
+    span = fault.frames[0].span if fault.frames else None
+    lines = [Diagnostic(name, span, fault.message, fault.hint).render(program.source)]
+    callers = fault.frames[1:]
+    for frame in callers[:MAX_CALLERS]:
+        lines.append(f"    called from {frame.function} at {name}:{frame.span.line}:{frame.span.column}")
+    if len(callers) > MAX_CALLERS:
+        lines.append(f"    and {len(callers) - MAX_CALLERS} more")
+    return "\n".join(lines)
