@@ -18,12 +18,17 @@ BPF_CALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390
 PERF_CALL = {"x86_64": 298, "aarch64": 241, "riscv64": 241, "ppc64le": 319, "s390x": 331}
 
 # commands of bpf(2)
+MAP_CREATE = 0
+MAP_LOOKUP_BATCH, MAP_TAKE_BATCH = 24, 25
 MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROGRAM_LOAD = 1, 2, 3, 4, 5
 TEST_RUN, PROGRAM_NEXT_ID, MAP_NEXT_ID, INFO_BY_FD, RAW_TRACEPOINT_OPEN = 10, 11, 12, 15, 17
 LINK_NEXT_ID = 31
 
 # kinds of maps
 HASH, ARRAY, PERF_EVENT_ARRAY, PERCPU_HASH, PERCPU_ARRAY, RINGBUF = 1, 2, 4, 5, 6, 27
+ARRAY_OF_MAPS = 12
+BATCH_ENTRIES = 4096
+NO_PREALLOCATION = 1
 
 # kinds of programs
 KPROBE, TRACEPOINT, PERF_EVENT, RAW_TRACEPOINT = 2, 5, 7, 17
@@ -123,6 +128,48 @@ def keys(fd: int, key_bytes: int) -> Iterator[bytes]:
             raise
         yield following.raw
         current = ctypes.create_string_buffer(following.raw, key_bytes)
+
+
+def create_map_of_maps(name: str, inner: int) -> int:
+    """An array of one map; `inner` is a map of the kind it holds, and what it holds at first. Raises OSError."""
+    attribute = struct.pack("=IIIIII I16s", ARRAY_OF_MAPS, 4, 4, 1, 0, inner, 0, name.encode()[:15])
+    outer, _ = _bpf(MAP_CREATE, attribute, f"map {name}")
+    update(outer, bytes(4), struct.pack("=I", inner))
+    return outer
+
+
+def take_all(fd: int, key_bytes: int, value_bytes: int, remove: bool) -> Iterator[tuple[bytes, bytes]]:
+    """All entries of a hash map, `BATCH_ENTRIES` a call; `remove` empties it on the way (per-CPU kinds as `lookup`).
+
+    Source: linux/bpf.h, BPF_MAP_LOOKUP_BATCH and BPF_MAP_LOOKUP_AND_DELETE_BATCH (Linux 5.6).
+    """
+    count = BATCH_ENTRIES
+    position, following = ctypes.create_string_buffer(max(4, key_bytes)), ctypes.create_string_buffer(max(4, key_bytes))
+    command = MAP_TAKE_BATCH if remove else MAP_LOOKUP_BATCH
+    first = True
+    while True:
+        found_keys = ctypes.create_string_buffer(count * key_bytes)
+        values = ctypes.create_string_buffer(count * value_bytes)
+        begin = 0 if first else _address(position)
+        attribute = struct.pack(
+            "=QQQQIIQQ", begin, _address(following), _address(found_keys), _address(values), count, fd, 0, 0
+        )
+        buffer = ctypes.create_string_buffer(attribute, len(attribute))
+        result = _libc.syscall(_architecture(BPF_CALL, "bpf"), command, buffer, len(attribute))
+        error = ctypes.get_errno() if result < 0 else 0
+        if error == errno.ENOSPC:  # one bucket holds more than a batch
+            count *= 2
+            continue
+        if error not in (0, errno.ENOENT):
+            raise _failed("map batch")
+        (got,) = struct.unpack_from("=I", buffer.raw, 32)
+        all_keys, all_values = found_keys.raw, values.raw
+        for number in range(got):
+            key = all_keys[number * key_bytes : (number + 1) * key_bytes]
+            yield key, all_values[number * value_bytes : (number + 1) * value_bytes]
+        if error == errno.ENOENT:
+            return
+        position, following, first = following, position, False
 
 
 # -- programs -----------------------------------------------------------------------------------

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Dict, List
 
 from compiler.lower.flat import Constant, NotLowered, Operation
-from compiler.lower.signature import MAX_FRAMES, SIGNATURES, TASK_STATES
+from compiler.lower.signature import SIGNATURES, TASK_STATES
 from compiler.lower.types import INTEGER, MAX_STRING_BYTES, Type
 from compiler.lower.values import Site, Value, of_constant
 
 if TYPE_CHECKING:
     from compiler.lower.emit import Emitter
 
-SENT_KINDS = ("nil", "boolean", "integer", "string", "stack", "address")
+SENT_KINDS = ("nil", "boolean", "integer", "string", "stack", "user stack", "address")
 USER_STACK_FLAG = 256
 """BPF_F_USER_STACK of linux/bpf.h."""
 UNITS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
@@ -82,15 +82,26 @@ def _number_read(helper: str, size: int) -> Emit:
     return emit
 
 
-def _stack(flags: int) -> Emit:
-    def emit(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
-        skip = int(values[1].number) if len(values) > 1 else 0
-        pointer = emitter.texts.room(8 * MAX_FRAMES if not result.size_bytes else result.size_bytes)
-        emitter.texts.clear(pointer, result.size_bytes)
-        emitter.w.call("get_stack", "%ctx", pointer, result.size_bytes, flags | skip)
-        return Value(result, pointer=pointer)
+def _kernel_stack(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+    return _stack(emitter, values, result, 0)
 
-    return emit
+
+def _user_stack(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+    value = _stack(emitter, values, result, 8)
+    emitter.w.store(8, emitter.environment.event("pid").number, value.pointer)
+    return value
+
+
+def _stack(emitter: Emitter, values: List[Value], result: Type, head_bytes: int) -> Value:
+    """Return addresses behind `head_bytes`, the rest zeros."""
+    skip = int(values[1].number) if len(values) > 1 else 0
+    pointer = emitter.texts.room(result.size_bytes)
+    emitter.texts.clear(pointer, result.size_bytes)
+    frames = emitter.w.at(pointer, head_bytes)
+    emitter.w.call(
+        "get_stack", "%ctx", frames, result.size_bytes - head_bytes, (USER_STACK_FLAG if head_bytes else 0) | skip
+    )
+    return Value(result, pointer=pointer)
 
 
 def _time(unit: int) -> Emit:
@@ -129,8 +140,8 @@ EMITTERS: Dict[str, Emit] = {
         for space in ("user", "kernel")
         for bits in (8, 16, 32, 64)
     },
-    "stack": _stack(0),
-    "ustack": _stack(USER_STACK_FLAG),
+    "stack": _kernel_stack,
+    "ustack": _user_stack,
     **{f"gettimeofday_{unit}": _time(size) for unit, size in UNITS.items()},
     **{name: _state(name) for name in TASK_STATES},
     "curr_taskinfo": _task_info,

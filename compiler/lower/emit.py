@@ -314,7 +314,12 @@ class Emitter:
     def _equal(self, left: Value, right: Value) -> str:
         """Equality as an i1; false across types."""
         w = self.w
-        if left.type.can_be("key") or right.type.can_be("key") or self._both("stack", left, right):
+        if (
+            left.type.can_be("key")
+            or right.type.can_be("key")
+            or self._both("stack", left, right)
+            or self._both("user stack", left, right)
+        ):
             raise NotLowered(None, "compares keys or stacks")
         test = "false"
         if self._both("string", left, right):

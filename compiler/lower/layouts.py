@@ -65,7 +65,7 @@ def rounded(size_bytes: int) -> int:
 
 def part_bytes(part: Type) -> int:
     """Size of one part of a key."""
-    return max(8, rounded(part.size_bytes)) if part.is_only("string", "stack") else 8
+    return max(8, rounded(part.size_bytes)) if part.is_bytes else 8
 
 
 def key_parts(key: Type) -> Tuple[Type, ...]:
@@ -80,4 +80,4 @@ def key_bytes(key: Type) -> int:
 
 def value_bytes(value: Type) -> int:
     """Size of a plain value (not an aggregation)."""
-    return 8 + rounded(value.size_bytes) if value.is_only("string", "stack", "nil") and value.size_bytes else 8
+    return 8 + rounded(value.size_bytes) if value.without("nil").is_bytes and value.size_bytes else 8

@@ -59,6 +59,8 @@ def _stack(operation: Operation, arguments: Sequence[Type]) -> Type:
     depth = _constant_count(operation, 0, MAX_FRAMES)
     if len(operation.arguments) > 1 and not isinstance(operation.arguments[1], Constant):
         raise NotLowered(operation.span, f"{operation.name} that skips a number of frames that is not a constant")
+    if operation.name == "ustack":
+        return Type(frozenset({"user stack"}), 8 + 8 * depth)
     return Type(frozenset({"stack"}), 8 * depth)
 
 

@@ -102,7 +102,7 @@ class Stores:
         """A pointer to the bytes of a key that is not nil."""
         wanted = key_parts(home.facts.key)
         given = key.parts if key.parts else (key,)
-        if len(wanted) == 1 and wanted[0].is_only("string", "stack"):
+        if len(wanted) == 1 and wanted[0].is_bytes:
             only, size = given[0], part_bytes(wanted[0])
             if only.length is None and only.pointer and rounded(only.type.size_bytes) == size:
                 return only.pointer
@@ -112,7 +112,7 @@ class Stores:
             size = part_bytes(part)
             if part.is_only("string"):
                 self.texts.place(value, self.w.at(target, offset), size)
-            elif part.is_only("stack"):
+            elif part.is_bytes:
                 most = min(rounded(value.type.size_bytes), size)
                 self.texts.move(self.w.at(target, offset), value.pointer, most)
                 self.texts.clear_from(self.w.at(target, offset), most, size)
@@ -350,7 +350,7 @@ class Stores:
         held = home.facts.value.without("nil")
         if value_bytes(held) > 8:
             room = self.texts.room(value_bytes(held))
-            if value.type.can_be("stack"):
+            if value.type.can_be("stack") or value.type.can_be("user stack"):
                 raise NotLowered(None, "keeps a stack in a table", "use it as a key")
             w.store(8, self.texts.copy(value, w.at(room, 8), held.size_bytes), room)
             self._insert(home, self.map(self.name(home)), key, room, None)

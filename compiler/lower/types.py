@@ -8,15 +8,19 @@ from compiler.lower.flat import Constant
 from vm.aggregate import Stats
 from vm.values import Address, Key, Stack, Table
 
-KINDS = ("nil", "boolean", "integer", "string", "stack", "address", "stats", "key", "table", "function")
+KINDS = ("nil", "boolean", "integer", "string", "stack", "user stack", "address", "stats", "key", "table", "function")
 MAX_STRING_BYTES = 4096
 """The longest string that a handler in the kernel holds (PATH_MAX of linux/limits.h)."""
+
+
+BYTES_KINDS = frozenset({"string", "stack", "user stack"})
 
 
 class Type(NamedTuple):
     """What a value can be: one of `kinds`.
 
-    `size_bytes` is the most a string takes (or a stack: 8 bytes a frame); `parts` are the types of the values
+    `size_bytes` is the most a string takes, or a stack: 8 bytes a frame, and 8 more for the process of a user stack;
+    `parts` are the types of the values
     of a multi-key. `signed` integers only exist in the language; nothing more is kept of them.
     """
 
@@ -31,6 +35,11 @@ class Type(NamedTuple):
     def is_only(self, *kinds: str) -> bool:
         """Whether every value of this type is of one of `kinds`."""
         return self.kinds <= frozenset(kinds)
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether every value of this type is bytes in memory."""
+        return self.kinds <= BYTES_KINDS
 
     def without(self, kind: str) -> Type:
         """The type of the values that are not of `kind`."""
@@ -94,5 +103,7 @@ def of_value(value: object) -> Type:
     if isinstance(value, Stats):
         return STATS
     if isinstance(value, Stack):
+        if value.space == "user":
+            return Type(frozenset({"user stack"}), 8 + 8 * len(value.frames))
         return Type(frozenset({"stack"}), 8 * len(value.frames))
     return Type(frozenset({"function"}))

@@ -1,0 +1,336 @@
+"""Tables and variables that live in the kernel: their maps, and how what is in them comes into the VM.
+
+Sums and aggregations are *drained*: what programs have added since the last time is taken out of the
+maps and added, by the VM's own operations, to the tables and variables that scripts see. A map that is
+drained while events fire is exchanged for an empty one first; the kernel lets no program still use the
+old one when the exchange returns (kernel/bpf/syscall.c, maybe_wait_bpf_programs), so every addition is
+counted once. Entries of running threads are copied out, and stay.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+from compiler.lower.flat import Variable
+from compiler.lower.layouts import (
+    BUCKETS,
+    COUNT,
+    LARGEST,
+    POWERS,
+    SMALLEST,
+    SUM_OF,
+    StatsLayout,
+    key_bytes,
+    key_parts,
+    part_bytes,
+    rounded,
+    value_bytes,
+)
+from compiler.lower.partition import AGGREGATION, CONSTANT, KEYED, SUM, Plan, TableHome
+from compiler.lower.types import Type
+from ktap import kernel, libbcc
+from vm.aggregate import Keeping, Stats
+from vm.histogram import steps
+from vm.values import Address, Key, Stack, outer_key, wrap
+
+DROPS, ZEROS, SUMS, SAMPLES = "drops", "zeros", "sums", "samples"
+"""References of programs: entries dropped by table; a value of zeros; variables that are added to and sampled."""
+LARGE_ENTRY_BYTES = 512
+"""Entries from this size on are allocated when they are made, not all at the start."""
+
+
+class Held(NamedTuple):
+    """A map, or two that are exchanged: the one programs use now is `inner[0]`, reached through `outer`."""
+
+    outer: Optional[int]
+    inner: List[int]
+    key_bytes: int
+    value_bytes: int
+
+
+class Variables(NamedTuple):
+    """How the VM's variables are read and written."""
+
+    read: Callable[[Variable], object]
+    write: Callable[[Variable, object], None]
+
+
+class KernelTables:
+    """The maps of a plan. Everything ends with their file descriptors. Raises OSError."""
+
+    def __init__(
+        self, plan: Plan, keeping: Keeping, stats: StatsLayout, entries: int, drained: bool, variables: Variables
+    ) -> None:
+        """`entries` is the limit of a table; `drained` says that sums are taken out while events fire."""
+        self.plan = plan
+        self.keeping = keeping
+        self.stats = stats
+        self.variables = variables
+        self.cpus = kernel.possible_cpus()
+        self.names: Dict[int, str] = {}
+        self.held: Dict[str, Held] = {}
+        self.variable_places: Dict[Variable, Tuple[str, int]] = {}
+        self._make_tables(entries, drained)
+        self._make_variables(drained)
+        self._array(ZEROS, kernel.ARRAY, max(4096, stats.size_bytes), 1)
+        self._array(DROPS, kernel.PERCPU_ARRAY, 8, max(1, len(plan.tables)))
+
+    # -- making -------------------------------------------------------------------------------
+
+    def _make_tables(self, entries: int, drained: bool) -> None:
+        for number, (identity, home) in enumerate(self.plan.tables.items()):
+            name = self.names[identity] = f"table{number}"
+            if home.home == KEYED:
+                self._make(name, kernel.HASH, key_bytes(home.facts.key), value_bytes(home.facts.value), entries, False)
+                self._fill(home, name)
+            elif home.home == CONSTANT:
+                self._make_constant(home, name)
+            else:
+                size = self.stats.size_bytes if home.home == AGGREGATION else 8
+                self._make(name, kernel.PERCPU_HASH, key_bytes(home.facts.key), size, entries, drained)
+
+    def _make_constant(self, home: TableHome, name: str) -> None:
+        entries = max(1, len(home.table))
+        self._make(name, kernel.HASH, key_bytes(home.facts.key), value_bytes(home.facts.value), entries, False)
+        self._fill(home, name)
+
+    def _fill(self, home: TableHome, name: str) -> None:
+        """Put what the table holds after the main chunk into its map."""
+        held = self.held[name]
+        for key, value in home.table.entries():
+            packed = pack_value(home.facts.value, value, held.value_bytes)
+            kernel.update(held.inner[0], pack_key(home.facts.key, key), packed)
+
+    def _make_variables(self, drained: bool) -> None:
+        for home, reference in ((SUM, SUMS), (AGGREGATION, SAMPLES)):
+            found = [v for v, where in self.plan.variables.items() if where.home == home]
+            self.variable_places.update((variable, (reference, place)) for place, variable in enumerate(found))
+            size = 8 if home == SUM else self.stats.size_bytes
+            if found:
+                self._make(reference, kernel.PERCPU_ARRAY, 4, size, len(found), drained)
+
+    def _make(self, name: str, kind: int, key_size: int, value_size: int, entries: int, drained: bool) -> None:
+        hashed = kind in (kernel.HASH, kernel.PERCPU_HASH)
+        large = hashed and kind == kernel.HASH and key_size + value_size >= LARGE_ENTRY_BYTES
+        flags = kernel.NO_PREALLOCATION if large else 0
+        library = libbcc.library()
+        inner = [
+            library.create_map(kind, f"ktap_{name}", key_size, value_size, entries, flags) for _ in range(1 + drained)
+        ]
+        outer = kernel.create_map_of_maps(f"ktap_{name}s", inner[0]) if drained else None
+        self.held[name] = Held(outer, inner, key_size, value_size)
+
+    def _array(self, name: str, kind: int, value_size: int, entries: int) -> None:
+        self._make(name, kind, 4, value_size, entries, False)
+
+    @property
+    def maps(self) -> Mapping[str, int]:
+        """The file descriptor for every reference of a program."""
+        return {name: held.inner[0] if held.outer is None else held.outer for name, held in self.held.items()}
+
+    @property
+    def exchanged(self) -> frozenset[str]:
+        """Names of the maps that are reached through an array of maps."""
+        return frozenset(name for name, held in self.held.items() if held.outer is not None)
+
+    def close(self) -> None:
+        """Give the maps back. Safe to call twice."""
+        for held in self.held.values():
+            for fd in (*held.inner, *(() if held.outer is None else (held.outer,))):
+                os.close(fd)
+        self.held = {}
+
+    # -- draining -----------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Add what programs have added since to the VM's tables and variables; copy the entries of threads."""
+        for identity, home in self.plan.tables.items():
+            name = self.names[identity]
+            if home.home == KEYED:
+                self._copy(home, name)
+            elif home.home == SUM:
+                for key, value in self._taken(name):
+                    self._add(home, unpack_key(home.facts.key, key), sum(words(value)))
+            elif home.home == AGGREGATION:
+                for key, value in self._taken(name):
+                    self._merge(home, unpack_key(home.facts.key, key), value)
+        self._drain_variables()
+
+    def _taken(self, name: str) -> Iterator[Tuple[bytes, bytes]]:
+        """The entries of a per-CPU map, which is empty afterwards, with the values of all processors."""
+        held = self.held[name]
+        old = held.inner[0]
+        if held.outer is not None:
+            held.inner.reverse()
+            kernel.update(held.outer, bytes(4), struct.pack("=I", held.inner[0]))
+        return kernel.take_all(old, held.key_bytes, rounded(held.value_bytes) * self.cpus, True)
+
+    def _add(self, home: TableHome, key: object, amount: int) -> None:
+        before = home.table.read(key)
+        home.table.put(key, wrap((before if isinstance(before, int) else 0) + amount))
+
+    def _merge(self, home: TableHome, key: object, value: bytes) -> None:
+        stats = home.table.read(key)
+        if not isinstance(stats, Stats):
+            stats = Stats(self.keeping)
+            home.table.put(key, stats)
+        self._add_samples(stats, value)
+
+    def _add_samples(self, stats: Stats, value: bytes) -> None:
+        size = rounded(self.stats.size_bytes)
+        for start in range(0, len(value), size):
+            merge(stats, self.stats, value[start : start + size])
+
+    def _copy(self, home: TableHome, name: str) -> None:
+        held = self.held[name]
+        home.table.clear()
+        for key, value in kernel.take_all(held.inner[0], held.key_bytes, held.value_bytes, False):
+            home.table.put(unpack_key(home.facts.key, key), unpack_value(home.facts.value, value))
+
+    def _drain_variables(self) -> None:
+        fresh: Dict[str, int] = {}
+        for variable, (name, place) in self.variable_places.items():
+            held = self.held[name]
+            if name not in fresh:
+                fresh[name] = held.inner[0]
+                if held.outer is not None:
+                    held.inner.reverse()
+                    kernel.update(held.outer, bytes(4), struct.pack("=I", held.inner[0]))
+            size = rounded(held.value_bytes) * self.cpus
+            key = struct.pack("=I", place)
+            value = kernel.lookup(fresh[name], key, size)
+            kernel.update(fresh[name], key, bytes(size))
+            if value is not None:
+                self._add_variable(variable, name, value)
+
+    def _add_variable(self, variable: Variable, name: str, value: bytes) -> None:
+        before = self.variables.read(variable)
+        if name == SUMS:
+            amount = sum(words(value))
+            if amount:
+                self.variables.write(variable, wrap((before if isinstance(before, int) else 0) + amount))
+            return
+        stats = before if isinstance(before, Stats) else Stats(self.keeping)
+        self._add_samples(stats, value)
+        if stats.count:
+            self.variables.write(variable, stats)
+
+    def drops(self) -> Sequence[Tuple[str, int]]:
+        """Tables whose limit was met, and how many new keys were dropped."""
+        held = self.held[DROPS]
+        found: List[Tuple[str, int]] = []
+        for number, home in enumerate(self.plan.tables.values()):
+            value = kernel.lookup(held.inner[0], struct.pack("=I", number), 8 * self.cpus)
+            count = sum(words(value)) if value is not None else 0
+            if count:
+                found.append((home.name, count))
+        return found
+
+
+# -- bytes ------------------------------------------------------------------------------------
+
+
+def words(data: bytes) -> Tuple[int, ...]:
+    """Signed 64-bit integers."""
+    return struct.unpack(f"={len(data) // 8}q", data)
+
+
+def pack_key(kind: Type, key: object) -> bytes:
+    """A key as programs make it."""
+    parts = key.parts() if isinstance(key, Key) else (key,)
+    return b"".join(pack_part(part, value) for part, value in zip(key_parts(kind), parts))
+
+
+def pack_part(kind: Type, value: object) -> bytes:
+    """One part of a key."""
+    size = part_bytes(kind)
+    if isinstance(value, bytes):
+        return value.ljust(size, b"\0")
+    if isinstance(value, Stack):
+        head = struct.pack("=q", value.pid) if value.space == "user" else b""
+        return (head + struct.pack(f"={len(value.frames)}q", *value.frames)).ljust(size, b"\0")
+    assert isinstance(value, int)
+    return struct.pack("=q", value)
+
+
+def unpack_key(kind: Type, data: bytes) -> object:
+    """A key as a script sees it."""
+    parts: List[object] = []
+    for part in key_parts(kind):
+        size = part_bytes(part)
+        parts.append(unpack_bytes(part, data[:size]) if part.is_bytes else number(part, data))
+        data = data[size:]
+    return make_key(parts) if kind.can_be("key") else parts[0]
+
+
+def make_key(parts: Sequence[object]) -> Key:
+    """A multi-key of parts as a script sees them."""
+    from vm.values import make_key as make
+
+    return make(parts)
+
+
+def number(kind: Type, data: bytes) -> object:
+    """An integer, a boolean or an address in 8 bytes."""
+    (value,) = struct.unpack_from("=q", data)
+    if kind.can_be("boolean"):
+        return bool(value)
+    return Address(value) if kind.can_be("address") else value
+
+
+def unpack_bytes(kind: Type, data: bytes) -> object:
+    """A string or a stack, padded with zeros."""
+    if kind.can_be("string"):
+        return data.split(b"\0", 1)[0]
+    pid = 0
+    if kind.can_be("user stack"):
+        (pid,) = struct.unpack_from("=q", data)
+        data = data[8:]
+    frames = words(data)
+    while frames and frames[-1] == 0:
+        frames = frames[:-1]
+    return Stack(frames, "user" if kind.can_be("user stack") else "kernel", pid)
+
+
+def pack_value(kind: Type, value: object, size_bytes: int) -> bytes:
+    """A value as programs keep it."""
+    if isinstance(value, bytes):
+        return (struct.pack("=q", len(value)) + value).ljust(size_bytes, b"\0")
+    value = outer_key(value)
+    assert isinstance(value, int)
+    return struct.pack("=q", value).ljust(size_bytes, b"\0")
+
+
+def unpack_value(kind: Type, data: bytes) -> object:
+    """A value as a script sees it."""
+    plain = kind.without("nil")
+    if plain.is_bytes and plain.size_bytes:
+        (length,) = struct.unpack_from("=q", data)
+        return data[8 : 8 + length]
+    return number(plain, data)
+
+
+def merge(stats: Stats, layout: StatsLayout, data: bytes) -> None:
+    """Add the samples of one processor to an aggregation."""
+    (count,) = struct.unpack_from("=q", data, COUNT)
+    if not count:
+        return
+    total, smallest, largest = (struct.unpack_from("=q", data, offset)[0] for offset in (SUM_OF, SMALLEST, LARGEST))
+    stats.count += count
+    stats.total += total
+    stats.smallest = min(stats.smallest, smallest)
+    stats.largest = max(stats.largest, largest)
+    if layout.powers:
+        for index, samples in enumerate(struct.unpack_from(f"={POWERS}q", data, BUCKETS)):
+            if samples:
+                stats.tally(stats.powers, index - 1)
+                stats.powers[index - 1] += samples - 1
+    for position, shape in enumerate(layout.shapes):
+        buckets = stats.linear[shape]
+        steps_of = 2 + steps(*shape)
+        for index, samples in enumerate(struct.unpack_from(f"={steps_of}q", data, layout.shape_offset(position))):
+            if samples:
+                stats.tally(buckets, index - 1)
+                buckets[index - 1] += samples - 1
