@@ -5,7 +5,7 @@
 # Set-up says in a line each what it installs, and does nothing the second time.
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint bench clean packages tracefs
+.PHONY: run test lint bench clean compiled packages tracefs
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -23,7 +23,7 @@ COVERAGE_MINIMUM := 90
 ROOT := $(shell if [ "$$(id -u)" = 0 ]; then :; elif sudo -n true 2>/dev/null; then echo sudo; elif [ -t 0 ] && command -v sudo >/dev/null; then echo sudo; else echo false; fi)
 PIP := $(VENV)/bin/python -m pip install --quiet --quiet --no-input --disable-pip-version-check $(if $(shell [ -w "$$HOME" ] && echo y),,--no-cache-dir)
 
-run: $(VENV)/.installed tracefs
+run: compiled tracefs
 	@if [ "$(ROOT)" != false ] && $(ROOT) $(KTAP) doctor --quiet; then
 	    echo "tracing this machine for three seconds: ktap -d 3 $(SCRIPT)"
 	    $(ROOT) $(KTAP) -d 3 $(SCRIPT)
@@ -42,7 +42,7 @@ run: $(VENV)/.installed tracefs
 	    echo "    sudo make run                             (the same on the live machine)"
 	fi | sed 's/^    *\.venv/    .venv/'
 
-test: lint $(VENV)/.tested tracefs
+test: lint compiled tracefs
 	@export COVERAGE_FILE=$$PWD/.coverage
 	$(VENV)/bin/coverage erase
 	status=0
@@ -57,7 +57,7 @@ lint: $(VENV)/.tested
 	$(VENV)/bin/mypy
 	echo "ruff and mypy: clean"
 
-bench: $(VENV)/.tested tracefs
+bench: $(VENV)/.tested compiled tracefs
 	@for file in tests/bench/*_bench.py; do echo "$$file"; $(VENV)/bin/python $$file; done
 
 # A fresh machine: Debian packages first, then a virtual environment of the system's own Python, which
@@ -72,6 +72,10 @@ $(VENV)/.tested: $(VENV)/.installed
 	@echo "installing pytest, hypothesis, coverage, mypy and ruff into $(VENV)"
 	$(PIP) --no-build-isolation --config-settings editable_mode=compat --editable '.[test]'
 	touch $@
+
+# Byte code of Python's own, written even where PYTHONDONTWRITEBYTECODE is set: it is half of a start.
+compiled: $(VENV)/.installed
+	@[ ! -w ktap ] || $(VENV)/bin/python -m compileall -q ktap compiler vm
 
 packages:
 	@missing=""

@@ -1,0 +1,266 @@
+"""One run of a script: from its text to its exit status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from contextlib import suppress
+from types import FrameType
+from typing import Optional
+
+from ktap.child import Child
+from ktap.cli import describe, tell
+from ktap.options import Options, refuse
+from vm.event import Loss, Source
+from vm.fault import Exit
+from vm.host import Host
+from vm.image import is_image
+from vm.image import load as load_image
+from vm.limits import Limits
+from vm.machine import Machine, Name
+from vm.machine import Options as MachineOptions
+from vm.output import Output, StampedOutput
+from vm.program import Program
+from vm.run import TABLE_FULL, Run, RunOptions
+from vm.verify import verify
+
+STANDARD_INPUT, COMMAND_LINE = "(standard input)", "(command line)"
+"""What diagnostics call a script that has no file."""
+LOSS_STATUS = 4
+
+
+def run_script(options: Options) -> int:
+    """Run a script as the options say and return the exit status. Raises Refusal."""
+    if options.action == "simple":
+        options = options._replace(action="run", code=simple_script(options))
+    program = load(options)
+    limits = Limits()._replace(**dict(options.limits))
+    child = Child(options.command) if options.command else None
+    try:
+        output, machine = start(program, limits, options)
+        try:
+            status = trace(machine, output, child, options)
+        finally:
+            output.close()
+    finally:
+        if child is not None:
+            child.stop()
+    if output.failure is not None:
+        tell(f"ktap: {failure_text(output)}")
+        return 1
+    return status
+
+
+# -- the script -----------------------------------------------------------------------------------
+
+
+def read_source(options: Options) -> tuple[str, bytes]:
+    """What diagnostics call the script, and its text or image. Raises Refusal (status 2)."""
+    if options.code is not None:
+        return COMMAND_LINE, options.code.encode("utf-8", "surrogateescape")
+    path = options.script or "-"
+    try:
+        if path == "-":
+            with open(0, "rb", closefd=False) as file:
+                return STANDARD_INPUT, file.read()
+        with open(path, "rb") as file:
+            return path, file.read()
+    except OSError as error:
+        raise refuse(f"cannot read {describe(error)}") from None
+
+
+def load(options: Options) -> Program:
+    """The program that a run is about, compiled or taken from the cache, and verified. Raises Refusal."""
+    name, data = read_source(options)
+    if is_image(data):
+        program = load_image(data, name)
+        verify(program)
+        return program
+    from ktap import cache
+
+    text = data.decode("utf-8", "surrogateescape")
+    return cache.find(name, text) or compile_text(name, text)
+
+
+def compile_text(name: str, text: str) -> Program:
+    """Compile a script, tell its warnings, and keep what has none. Raises Refusal."""
+    from compiler.compile import compile_source
+    from ktap import cache
+
+    result = compile_source(text, name)
+    for warning in result.warnings:
+        tell(warning.render(text))
+    verify(result.program)
+    if not result.warnings:
+        cache.keep(name, text, result.program)
+    return result.program
+
+
+def simple_script(options: Options) -> str:
+    """The script that `ktap -s` stands for."""
+    events = ", ".join(options.arguments) or "syscalls:*"
+    return f"trace {events} {{ print(cpu, tid, execname, argstr) }}"
+
+
+def script_arguments(options: Options) -> dict[Name, Name]:
+    """The table `arg`: the script's name under 0, plain arguments from 1, `--name value` by name."""
+    found: dict[Name, Name] = {0: (options.script or "-e").encode("utf-8", "surrogateescape")}
+    words = list(options.arguments)
+    place = 1
+    while words:
+        word = words.pop(0)
+        name, equals, value = word[2:].partition("=")
+        if word.startswith("--") and name:
+            if not equals:
+                value = words.pop(0) if words and not words[0].startswith("--") else "1"
+            found[name.encode("utf-8", "surrogateescape")] = argument(value)
+        else:
+            found[place] = argument(word)
+            place += 1
+    return found
+
+
+def argument(word: str) -> Name:
+    """A word of the command line as a script sees it: an integer where it is a decimal one of 64 bits."""
+    digits = word[1:] if word.startswith("-") else word
+    if digits.isascii() and digits.isdigit() and len(digits) < 20 and -(1 << 63) <= int(word) < 1 << 63:
+        return int(word)
+    return word.encode("utf-8", "surrogateescape")
+
+
+# -- the run --------------------------------------------------------------------------------------
+
+
+def start(program: Program, limits: Limits, options: Options) -> tuple[Output, Machine]:
+    """The output and the machine of a run. Raises Refusal (status 2) when the output cannot be opened."""
+    if options.output is None:
+        descriptor, name = 1, "standard output"
+    else:
+        try:
+            descriptor, name = os.open(options.output, OUTPUT_FLAGS, 0o666), options.output
+        except OSError as error:
+            raise refuse(f"cannot write {describe(error)}") from None
+    machines: list[Machine] = []
+
+    def stamp() -> bytes:
+        return b"[%d.%06d] " % divmod(machines[0].now_ns() // 1000, 1_000_000)
+
+    if options.stamp:
+        output: Output = StampedOutput(descriptor, name, limits.output_bytes, stamp)
+    else:
+        output = Output(descriptor, name, limits.output_bytes)
+    settings = MachineOptions(limits, script_arguments(options), options.unsafe)
+    machines.append(Machine(program, output, host_of(options), settings))
+    return output, machines[0]
+
+
+OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+
+
+def host_of(options: Options) -> Host:
+    """What answers a script's questions about the machine."""
+    from vm.local_host import LocalHost
+
+    return LocalHost()
+
+
+def trace(machine: Machine, output: Output, child: Optional[Child], options: Options) -> int:
+    """Run a script to its end, tell what was lost, and return the exit status."""
+
+    def report(text: str) -> None:
+        with suppress(Exit):
+            output.flush()
+        tell(text)
+
+    def begin() -> None:
+        if not options.quiet:
+            tell("Tracing... Hit Ctrl-C to end.")
+        if child is not None:
+            child.start()
+
+    source = source_of(machine.program, child, options) if asks_for_events(machine.program) else None
+    ended = child.ended if child is not None else None
+    run = Run(machine, source, RunOptions(options.duration_ns, options.replay is None, begin, ended), report)
+    end_on_signals(run)
+    if options.dry_run:
+        return dry_run(machine, source)
+    outcome = run.execute()
+    with suppress(Exit):
+        output.flush()
+    for loss in outcome.losses:
+        tell(loss_text(loss))
+    return LOSS_STATUS if options.fail_on_loss and outcome.losses and not outcome.status else outcome.status & 0xFF
+
+
+def asks_for_events(program: Program) -> bool:
+    """Whether a program may set probes other than ticks, trace_begin and trace_end."""
+    for function in program.functions:
+        for instruction in function.code:
+            operand = program.constants[instruction.b] if instruction.op in ("PROBE", "BUILTIN") else None
+            if isinstance(operand, bytes):
+                own = operand.startswith(b"tick-") or operand in (b"trace_begin", b"trace_end")
+                if not own if instruction.op == "PROBE" else operand.startswith((b"kdebug", b"timer")):
+                    return True
+    return False
+
+
+def source_of(program: Program, child: Optional[Child], options: Options) -> Source:
+    """Where events come from."""
+    raise NotImplementedError
+
+
+def dry_run(machine: Machine, source: Optional[Source]) -> int:
+    """Set the probes, to see that they hold, and end."""
+    machine.run_main()
+    if source is not None:
+        try:
+            source.attach(machine.probes)
+        finally:
+            source.close()
+    tell(f"ktap: dry run: {len(machine.probes)} probes set, no handler run")
+    return 0
+
+
+def end_on_signals(run: Run) -> None:
+    """Let signals end tracing; the second one ends ktap at once, as if it had no handler."""
+
+    def handle(number: int, frame: Optional[FrameType]) -> None:
+        if run.stopping:
+            tell("ktap: ended at once; trace_end may not have run")
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        run.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
+        signal.signal(signal.SIGHUP, handle)
+
+
+# -- what is told at the end ----------------------------------------------------------------------
+
+LOSS_UNITS = {TABLE_FULL: ("new key", "raise --max-entries")}
+
+
+def loss_text(loss: Loss) -> str:
+    """`ktap: lost 12 events: ring buffer full (sched:sched_switch)`."""
+    unit, remedy = LOSS_UNITS.get(loss.what, ("event", ""))
+    plural = "" if loss.events == 1 else "s"
+    return f"ktap: lost {loss.events} {unit}{plural}: {loss.what} ({loss.where})" + (remedy and f"; {remedy}")
+
+
+FAILURES = {
+    errno.EPIPE: "its reader has gone, so tracing has ended",
+    errno.ENOSPC: "the disk is full, so tracing has ended; free some space or choose another place with -o",
+    errno.EDQUOT: "the disk quota is used up, so tracing has ended; choose another place with -o",
+    errno.EFBIG: "the file has reached its size limit (ulimit -f), so tracing has ended",
+    errno.EBADF: "it is closed, so tracing has ended",
+}
+
+
+def failure_text(output: Output) -> str:
+    """Why the output has failed and what to do."""
+    error = output.failure
+    assert error is not None
+    return f"{output.name}: {FAILURES.get(error.errno or 0, error.strerror)}"
