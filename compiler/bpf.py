@@ -29,6 +29,7 @@ FORBIDDEN = (
     (r"\bi128\b", "128-bit integers"),
     (r"\b(invoke|landingpad|resume|indirectbr|callbr|va_arg)\b", "control flow that BPF lacks"),
     (r"\balloca\b[^\n]*,\s*i(32|64)\s+%", "an alloca of variable size"),
+    (r'define[^\n]*@(\w+)\([^\n]*section "\1"', "room for a function and a section of one name"),
     (r"call[^\n]*@llvm\.(memcpy|memmove|memset)[^\n]*i64 %", "a block move of variable size"),
 )
 """What the back end has no instructions for, on any cpu."""

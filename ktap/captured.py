@@ -37,6 +37,8 @@ class Kind(NamedTuple):
     """The read in slot `read:N`, by N."""
     arguments: Tuple[str, ...] = ()
     """Names of a raw tracepoint's arguments, empty strings where BTF knows none."""
+    symbols: Mapping[str, int] = {}
+    """Addresses of the kernel symbols in the reads."""
     signed_members: Tuple[str, ...] = ()
     """Members whose bytes are a signed integer."""
     text_members: Tuple[str, ...] = ()
@@ -69,27 +71,36 @@ class CapturedEvent:
 
     def memory(self, space: str, kind: str, address: int, size: int) -> Optional[bytes]:
         """See vm.event.Event.memory."""
-        address = wrap(address)
         found = False
         for read, place in self.reads:
-            if read.space != space or read.kind != kind or self._number(read.address) != address:
+            if read.space != space or read.kind != kind:
                 continue
-            found = True
+            start = self._number(read.address)
+            if start is None:
+                continue
             data = self.record[place]
-            if isinstance(data, bytes) and (kind == demand.STRING or size <= read.most_bytes):
-                return data[:size].split(b"\0", 1)[0] if kind == demand.STRING else data[:size]
+            behind = wrap(address - start)
+            if kind == demand.STRING:
+                if behind == 0:
+                    return data[:size] if isinstance(data, bytes) else None
+            elif 0 <= behind < max(1, read.most_bytes):
+                found = True
+                if isinstance(data, bytes) and behind + size <= max(len(data), read.most_bytes):
+                    return data[behind : behind + size]
         if found:
             return None
         raise LookupError(f"{space} memory at {address & 0xFFFFFFFFFFFFFFFF:#x} was not captured when the event fired")
 
     def _number(self, expression: demand.Expression) -> Optional[int]:
         """The value of an expression in this record, None where it has none."""
+        return demand.evaluate(expression, self._known)
+
+    def _known(self, expression: demand.Expression) -> Optional[int]:
         if isinstance(expression, demand.Value):
             value = self.value(expression.name)
             return wrap(value) if isinstance(value, int) else None
-        if isinstance(expression, demand.Sum):
-            base = self._number(expression.base)
-            return None if base is None else wrap(base + expression.constant)
+        if isinstance(expression, demand.Symbol):
+            return self.kind.symbols.get(expression.name)
         for read, place in self.reads:
             data = self.record[place]
             if read == expression and isinstance(data, bytes):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import FrozenSet, Iterable, NamedTuple, Optional, Tuple, Union
+from typing import Callable, FrozenSet, Iterable, Mapping, NamedTuple, Optional, Tuple, Union
+
+from vm.values import wrap
 
 STRING, BYTES = "string", "bytes"
 USER, KERNEL = "user", "kernel"
@@ -14,11 +16,33 @@ class Value(NamedTuple):
     name: str
 
 
-class Sum(NamedTuple):
-    """An expression plus a constant."""
+class Place(NamedTuple):
+    """Where an event has a value, in place of its name: an integer of the raw record, or of the context."""
 
-    base: Expression
-    constant: int
+    offset: int
+    size_bytes: int
+    signed: bool
+
+
+class Number(NamedTuple):
+    """A constant."""
+
+    value: int
+
+
+class Symbol(NamedTuple):
+    """The address of a kernel symbol."""
+
+    name: str
+    space: str = KERNEL
+
+
+class Binary(NamedTuple):
+    """A computation on two expressions: `operator` is a key of OPERATORS."""
+
+    operator: str
+    left: Expression
+    right: Expression
 
 
 class Read(NamedTuple):
@@ -34,7 +58,20 @@ class Read(NamedTuple):
     length: Optional[Expression] = None
 
 
-Expression = Union[Value, Sum, Read]
+Expression = Union[Value, Place, Number, Symbol, Binary, Read]
+
+OPERATORS: Mapping[str, Tuple[str, Callable[[int, int], int]]] = {
+    "ADD": ("add", lambda left, right: left + right),
+    "SUB": ("sub", lambda left, right: left - right),
+    "MUL": ("mul", lambda left, right: left * right),
+    "BAND": ("and", lambda left, right: left & right),
+    "BOR": ("or", lambda left, right: left | right),
+    "BXOR": ("xor", lambda left, right: left ^ right),
+    "SHL": ("shl", lambda left, right: left << (right & 63)),
+    "SHR": ("lshr", lambda left, right: (left & MASK) >> (right & 63)),
+}
+"""What an address can be computed with, by the opcode's name: LLVM's instruction and the same in Python."""
+MASK = (1 << 64) - 1
 
 
 class Demand(NamedTuple):
@@ -72,7 +109,41 @@ def inputs(expression: Expression) -> Tuple[str, ...]:
     """The event variables an expression is made of."""
     if isinstance(expression, Value):
         return (expression.name,)
-    if isinstance(expression, Sum):
-        return inputs(expression.base)
-    own = inputs(expression.address)
-    return own + inputs(expression.length) if expression.length is not None else own
+    if isinstance(expression, Binary):
+        return inputs(expression.left) + inputs(expression.right)
+    if isinstance(expression, Read):
+        own = inputs(expression.address)
+        return own + inputs(expression.length) if expression.length is not None else own
+    return ()
+
+
+PlaceOf = Callable[[Union[Value, Symbol]], Optional[Expression]]
+"""Says what stands for a variable or a symbol in one event; None where the event has none."""
+
+
+def placed(expression: Expression, place_of: PlaceOf) -> Optional[Expression]:
+    """The expression with its variables and symbols replaced; None when one of them is lacking."""
+    if isinstance(expression, (Value, Symbol)):
+        return place_of(expression)
+    if isinstance(expression, Binary):
+        left, right = placed(expression.left, place_of), placed(expression.right, place_of)
+        return None if left is None or right is None else Binary(expression.operator, left, right)
+    if isinstance(expression, Read):
+        address = placed(expression.address, place_of)
+        length = None if expression.length is None else placed(expression.length, place_of)
+        if address is None or (expression.length is not None and length is None):
+            return None
+        return expression._replace(address=address, length=length)
+    return expression
+
+
+def evaluate(expression: Expression, known: Callable[[Expression], Optional[int]]) -> Optional[int]:
+    """The expression's value, signed; `known` gives it for variables, symbols and reads."""
+    if isinstance(expression, Number):
+        return expression.value
+    if isinstance(expression, Binary):
+        left, right = evaluate(expression.left, known), evaluate(expression.right, known)
+        if left is None or right is None:
+            return None
+        return wrap(OPERATORS[expression.operator][1](left, right))
+    return known(expression)

@@ -1,0 +1,253 @@
+"""Attaching: the programs of captured events are compiled, loaded and put where they fire.
+
+Everything is held by file descriptors of this process. Detaching a perf tracepoint event takes the
+kernel about 73 ms, one after the other, also when the process is killed; raw tracepoints take next to
+nothing. So perf tracepoint events are used only where the raw record is needed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+from compiler.bpf import Code, MapFd, compile_program, link
+from ktap import kernel, libbcc
+from ktap.capture import (
+    PROFILE,
+    RAW,
+    SYSCALL_ENTER,
+    SYSCALL_EXIT,
+    TRACEPOINT,
+    Case,
+    Spec,
+    capture_ir,
+    scratch_bytes,
+    wanted_entry,
+)
+from ktap.plan import Captured, is_plain
+from ktap.transport import Buffer
+
+MOST_CASES = 200
+"""Kinds of records of one program."""
+SYSCALL_NUMBERS = 1024
+"""Above every system call's number."""
+DETACH_NS = 73_000_000
+"""What closing one perf tracepoint event takes."""
+SLOW_DETACH = 20
+"""So many of them are worth a word."""
+SPARE_FILES = 64
+"""Files that the process may want besides."""
+
+REFUSALS = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP, errno.EEXIST)
+"""What the kernel says of one event that it does not trace; anything else is about all of them."""
+
+Values = Dict[str, Union[int, MapFd]]
+
+
+class Program(NamedTuple):
+    """A loaded program: what it is for, and its file descriptor."""
+
+    label: str
+    fd: int
+
+
+class Options(NamedTuple):
+    """What all programs have in common."""
+
+    bits: int
+    own_process: int
+    followed: Optional[int]
+    """The map of processes to trace, None for all."""
+    cpu: Optional[int]
+    machine: str
+    event_id: Callable[[str], int]
+    """The id of a tracepoint (`sched:sched_switch`)."""
+
+
+class Skipped(NamedTuple):
+    """An event that the kernel did not take."""
+
+    event: Captured
+    error: OSError
+
+
+class Attachment:
+    """Programs and what they are attached to. `losses` is a map: number of an event to how many were lost."""
+
+    def __init__(self, buffer: Buffer, options: Options, events: int) -> None:
+        self._buffer = buffer
+        self._options = options
+        self._maps: List[int] = []
+        self._events: List[int] = []
+        """What programs hang on: closing one of them detaches."""
+        self.perf_tracepoints = 0
+        self.programs: List[Program] = []
+        self._compiled: Dict[str, Code] = {}
+        self.losses = self._map(kernel.ARRAY, "ktap_losses", 8, max(1, events))
+
+    def attach(self, numbered: Sequence[Tuple[int, Captured]]) -> List[Skipped]:
+        """Make events live; each comes with its number. Those the kernel did not take are returned.
+
+        Raises OSError where nothing can be attached at all.
+        """
+        allow_files(2 * len(numbered) + SPARE_FILES)
+        skipped: List[Skipped] = []
+        for context in (SYSCALL_ENTER, SYSCALL_EXIT):
+            group = [(number, event) for number, event in numbered if event.wanted.context == context]
+            for layer in layers(group):
+                self._syscalls(context, layer)
+        for number, event in numbered:
+            place = PLACES.get(event.wanted.context)
+            if place is None:
+                continue
+            try:
+                place(self, number, event)
+            except OSError as error:
+                if error.errno not in REFUSALS:
+                    raise
+                skipped.append(Skipped(event, error))
+        return skipped
+
+    def close(self) -> None:
+        """Detach and free everything. Safe to call twice."""
+        for fd in (*self._events, *(program.fd for program in self.programs), *self._maps):
+            os.close(fd)
+        self._events, self.programs, self._maps = [], [], []
+
+    def _map(self, kind: int, name: str, value_bytes: int, entries: int) -> int:
+        fd = libbcc.library().create_map(kind, name, 4, value_bytes, entries)
+        self._maps.append(fd)
+        return fd
+
+    def _program(self, kind: int, context: str, label: str, cases: Tuple[Case, ...], values: Values) -> int:
+        """Compile (once for each text) and load."""
+        options = self._options
+        spec = Spec(
+            context,
+            cases,
+            options.bits,
+            self._buffer.name,
+            options.own_process,
+            options.followed is not None,
+            options.cpu,
+            options.machine,
+        )
+        ir = capture_ir(spec)
+        code = self._compiled.get(ir)
+        if code is None:
+            code = self._compiled[ir] = compile_program(ir, kernel.instruction_set())
+        values = {**values, "losses": MapFd(self.losses)}
+        values.update((name, MapFd(fd)) for name, fd in self._buffer.maps)
+        if options.followed is not None:
+            values["followed"] = MapFd(options.followed)
+        size = scratch_bytes(spec)
+        if size:
+            values["scratch"] = MapFd(self._map(kernel.ARRAY, "ktap_scratch", size, kernel.possible_cpus()))
+        name = "".join(c if c.isalnum() or c in "_." else "_" for c in f"ktap_{label}")
+        fd = libbcc.library().load_program(kind, name, link(code, values))
+        self.programs.append(Program(label, fd))
+        return fd
+
+    def _syscalls(self, context: str, layer: Sequence[Tuple[int, Captured]]) -> None:
+        """One program for all system calls of a layer."""
+        cases: List[Case] = []
+        wanted = self._map(kernel.ARRAY, "ktap_wanted", 8, SYSCALL_NUMBERS)
+        for number, event in layer:
+            if event.case not in cases:
+                cases.append(event.case)
+            identity = event.wanted.format.id if event.wanted.format is not None else 0
+            entry = wanted_entry(number, cases.index(event.case), identity)
+            kernel.update(wanted, struct.pack("=I", event.wanted.number), struct.pack("=Q", entry))
+        name = "sys_enter" if context == SYSCALL_ENTER else "sys_exit"
+        fd = self._program(kernel.RAW_TRACEPOINT, context, name, tuple(cases), {"wanted": MapFd(wanted)})
+        self._events.append(kernel.attach_raw_tracepoint(fd, name))
+
+    def _raw(self, number: int, event: Captured) -> None:
+        fd = self._program(kernel.RAW_TRACEPOINT, RAW, event.wanted.name, (event.case,), _numbers(number, event))
+        self._hang(lambda: kernel.attach_raw_tracepoint(fd, event.wanted.name))
+
+    def _tracepoint(self, number: int, event: Captured) -> None:
+        """Where nothing looks at the record, as a raw tracepoint if there is one of that name."""
+        if is_plain(event.wanted):
+            try:
+                self._raw(number, event)
+                return
+            except OSError as error:
+                if error.errno not in REFUSALS:
+                    raise
+        identity = self._options.event_id(event.wanted.label)
+        values: Values = {"event": number, "event_id": identity}
+        fd = self._program(kernel.TRACEPOINT, TRACEPOINT, event.wanted.name, (event.case,), values)
+        counter = kernel.Counter(kernel.TYPE_TRACEPOINT, identity, period=1)
+        cpu = kernel.online_cpus()[0]  # its program runs on all of them
+        self._hang(lambda: _started(kernel.open_perf_event(counter, cpu, what=event.wanted.label), fd))
+        self.perf_tracepoints += 1
+
+    def _profile(self, number: int, event: Captured) -> None:
+        timer = event.wanted.timer
+        assert timer is not None
+        fd = self._program(kernel.PERF_EVENT, PROFILE, event.wanted.name, (event.case,), _numbers(number, event))
+        counter = kernel.Counter(kernel.TYPE_SOFTWARE, kernel.CPU_CLOCK, timer.period_ns)
+        cpus = kernel.online_cpus() if self._options.cpu is None else (self._options.cpu,)
+        for cpu in cpus:
+            self._hang(lambda number=cpu: _started(kernel.open_perf_event(counter, number), fd))  # type: ignore[misc]
+
+    def _hang(self, attach: Callable[[], int]) -> None:
+        """Attach the program loaded last; it goes again when that fails."""
+        try:
+            self._events.append(attach())
+        except OSError:
+            os.close(self.programs.pop().fd)
+            raise
+
+
+PLACES: Dict[str, Callable[[Attachment, int, Captured], None]] = {
+    RAW: Attachment._raw,
+    TRACEPOINT: Attachment._tracepoint,
+    PROFILE: Attachment._profile,
+}
+"""How events other than system calls are attached."""
+
+
+def _numbers(number: int, event: Captured) -> Values:
+    identity = event.wanted.format.id if event.wanted.format is not None else 0
+    return {"event": number, "event_id": identity}
+
+
+def _started(fd: int, program: int) -> int:
+    """A perf event that runs a program."""
+    try:
+        kernel.set_program(fd, program)
+        kernel.enable(fd)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def layers(events: Sequence[Tuple[int, Captured]]) -> List[List[Tuple[int, Captured]]]:
+    """Events of system calls, split so that no number is twice in a layer and none has too many cases."""
+    found: List[List[Tuple[int, Captured]]] = []
+    for number, event in events:
+        for layer in found:
+            others = [other for _, other in layer]
+            cases = [other.case for other in others]
+            full = event.case not in cases and len(cases) >= MOST_CASES
+            if not full and all(other.wanted.number != event.wanted.number for other in others):
+                layer.append((number, event))
+                break
+        else:
+            found.append([(number, event)])
+    return found
+
+
+def allow_files(count: int) -> None:
+    """Raise the limit of open files, if need be, as far as the process may."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count + SPARE_FILES:
+        wanted = count + SPARE_FILES
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard) if hard > 0 else wanted, hard))

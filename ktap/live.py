@@ -1,0 +1,268 @@
+"""The live source: this machine's own events, through capture programs and an event buffer.
+
+    source = LiveSource(program, Options(), symbol_of, say)
+    source.attach(probes)
+    batch = source.poll(timeout_ns)     # records in order of time
+    source.close()
+
+ktap's own process is left out (but for `profile-N`): what it does to read and print events would make
+more of them without end.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import struct
+import time
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from ktap import attach, kernel, libbcc
+from ktap.captured import TextOf, make_event
+from ktap.demand import Demand
+from ktap.event_format import EventFormat
+from ktap.follow import Follower
+from ktap.needs import needs
+from ktap.plan import Captured, captured, probes_of
+from ktap.resolve import Kernel, Resolver
+from ktap.tracefs import TracepointName
+from ktap.transport import Buffer, Order
+from vm.diagnostic import Diagnostic, Refusal
+from vm.event import Batch, Event, Loss, Probe
+from vm.program import Program
+
+RING_BYTES = 16 << 20
+PERF_BYTES_A_CPU = 4 << 20
+SHORTEST_SLEEP_NS = 500_000
+LONGEST_SLEEP_NS = 8_000_000
+"""Between two looks at the buffer: short while events come, long while none do."""
+BUSY_RECORDS = 2_000
+"""So many at once: look again without sleeping."""
+
+Say = Callable[[str], None]
+"""Tells the user something that is no error."""
+FormatText = Callable[[EventFormat], Optional[TextOf]]
+"""Makes the function that shows a raw record as text."""
+
+
+class Options(NamedTuple):
+    """What the command line says about a live source."""
+
+    buffer: str = "auto"
+    """`perf`, `ring`, or `auto`: the ring where the kernel has one."""
+    buffer_bytes: Optional[int] = None
+    """Of the ring, or of each processor's perf buffer."""
+    pids: Tuple[int, ...] = ()
+    """Trace only these processes and their children."""
+    cpu: Optional[int] = None
+    event_string_bytes: int = 4096
+    also: Demand = Demand()
+    """What to capture beyond what handlers read, for a recording."""
+
+
+class Helpers(NamedTuple):
+    """What values of events are made with."""
+
+    format_text: FormatText
+    table: Callable[[Sequence[int]], object]
+    """Makes a table of a field that is an array of integers."""
+    symbol: Callable[[str], Optional[int]]
+    """The address of a kernel symbol."""
+
+
+class LiveSource:
+    """See vm.event.Source."""
+
+    def __init__(self, program: Program, options: Options, helpers: Helpers, where: Kernel, say: Say) -> None:
+        self._program = program
+        self._options = options
+        self._helpers = helpers
+        self._kernel = where
+        self._say = say
+        self._points: List[Tuple[Event, Tuple[int, ...]]] = []
+        self._labels: List[str] = []
+        self._order = Order()
+        self._sleep_ns = SHORTEST_SLEEP_NS
+        self._buffer: Optional[Buffer] = None
+        self._attachment: Optional[attach.Attachment] = None
+        self._follower: Optional[Follower] = None
+
+    # -- attaching --------------------------------------------------------------------------------
+
+    def attach(self, probes: Sequence[Probe]) -> None:
+        """See vm.event.Source.attach. Raises Refusal."""
+        wanted = needs(
+            self._program, [(probe.function, probe.takes_event) for probe in probes], self._options.event_string_bytes
+        )
+        if wanted.diagnostics:
+            raise Refusal(wanted.diagnostics, self._program.source)
+        demands = {
+            index: wanted.of_function[probe.function].joined(self._options.also) for index, probe in enumerate(probes)
+        }
+        resolver = Resolver(self._program, self._kernel)
+        for index, probe in enumerate(probes):
+            resolver.add(index, probe, demands[index])
+        found = resolver.wanted(demands, wanted.places)
+        for notice in resolver.notices:
+            self._say(notice)
+        symbols = self._symbols(demands)
+        events = [captured(event, symbols) for event in found]
+        if events:
+            try:
+                self._go_live(events)
+            except OSError as error:
+                self.close()
+                raise refusal(error) from error
+
+    def _symbols(self, demands: Dict[int, Demand]) -> Dict[str, int]:
+        from ktap.needs import symbols_of
+
+        found = {}
+        for name in symbols_of(demands.values()):
+            address = self._helpers.symbol(name)
+            if address is not None:
+                found[name] = address
+        return found
+
+    def _go_live(self, events: Sequence[Captured]) -> None:
+        bits = max(len(event.wanted.filters) for event in events)
+        self._buffer = self._open_buffer(events)
+        self._buffer.expect([event.case.layout for event in events], bits)
+        self._set_points(events, bits)
+        if self._options.pids:
+            self._follower = Follower(self._options.pids)
+        followed = self._follower.map_fd if self._follower else None
+        own = kernel.own_process()
+        common = attach.Options(bits, own, followed, self._options.cpu, platform.machine(), self._event_id)
+        self._attachment = attach.Attachment(self._buffer, common, len(events))
+        skipped = self._attachment.attach(list(enumerate(events)))
+        if len(skipped) == len(events):
+            raise skipped[0].error
+        if skipped:
+            first = skipped[0]
+            self._say(
+                f"{len(skipped)} events cannot be traced and are left out"
+                f" ({first.event.wanted.label}: {first.error.strerror})"
+            )
+        slow = self._attachment.perf_tracepoints
+        if slow >= attach.SLOW_DETACH:
+            self._say(f"{slow} events with their fields: the kernel will take about {detach_s(slow)} s to let go of them")
+
+    def _event_id(self, label: str) -> int:
+        group, _, name = label.partition(":")
+        return self._kernel.tracefs().format(TracepointName(group, name)).id
+
+    def _open_buffer(self, events: Sequence[Captured]) -> Buffer:
+        choice = self._options.buffer
+        if choice != "perf":
+            from ktap.ring_buffer import RingBuffer
+
+            try:
+                return RingBuffer(power_of_two(self._options.buffer_bytes or RING_BYTES))
+            except OSError:
+                if choice == "ring":
+                    raise
+        from ktap.perf_buffer import PerfBuffer
+
+        return PerfBuffer(power_of_two(self._options.buffer_bytes or PERF_BYTES_A_CPU))
+
+    def _set_points(self, events: Sequence[Captured], bits: int) -> None:
+        for event in events:
+            shown = None
+            if event.kind.format is not None and "argstr" in event.wanted.demand.variables:
+                shown = self._helpers.format_text(event.kind.format)
+            made = make_event(event.kind, shown, self._helpers.table)
+            self._labels.append(event.wanted.label)
+            for mask in range(1 << bits):
+                self._points.append((made, probes_of(event.wanted, mask)))
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    @property
+    def points(self) -> Sequence[Tuple[Event, Sequence[int]]]:
+        """See vm.event.Source.points."""
+        return self._points
+
+    def now_ns(self) -> int:
+        """CLOCK_MONOTONIC, which is what events are stamped with."""
+        return time.monotonic_ns()
+
+    def poll(self, timeout_ns: int) -> Batch:
+        """See vm.event.Source.poll. Returns after one sleep at the latest, so that signals are seen."""
+        if self._buffer is None:
+            time.sleep(min(timeout_ns, LONGEST_SLEEP_NS) / 1e9)
+            return Batch((), time.monotonic_ns(), False)
+        drained = self._buffer.drain()
+        if not drained.records and timeout_ns > 0:
+            time.sleep(min(self._sleep_ns, timeout_ns) / 1e9)
+            drained = self._buffer.drain()
+        count = len(drained.records)
+        if count > BUSY_RECORDS:
+            self._sleep_ns = 0
+        elif count:
+            self._sleep_ns = SHORTEST_SLEEP_NS
+        else:
+            self._sleep_ns = min(max(2 * self._sleep_ns, SHORTEST_SLEEP_NS), LONGEST_SLEEP_NS)
+        records = self._order.take(drained)
+        return Batch(records, self._order.horizon_ns, False)
+
+    def losses(self) -> Sequence[Loss]:
+        """See vm.event.Source.losses: what found no room, by event, and runs that the kernel skipped."""
+        found: List[Loss] = []
+        if self._attachment is None or self._buffer is None:
+            return found
+        what = f"{self._buffer.name} buffer full"
+        for number, label in enumerate(self._labels):
+            value = kernel.lookup(self._attachment.losses, struct.pack("=I", number), 8)
+            count = struct.unpack("=Q", value)[0] if value is not None else 0
+            if count:
+                found.append(Loss(what, label, count))
+        for program in self._attachment.programs:
+            missed = kernel.program_info(program.fd).misses
+            if missed:
+                found.append(Loss("fired while the same program ran", program.label, missed))
+        return found
+
+    def close(self) -> None:
+        """See vm.event.Source.close."""
+        if self._attachment is not None:
+            slow = self._attachment.perf_tracepoints
+            if slow >= attach.SLOW_DETACH:
+                self._say(f"letting go of {slow} events takes about {detach_s(slow)} s")
+            self._attachment.close()
+            self._attachment = None
+        if self._follower is not None:
+            self._follower.close()
+            self._follower = None
+        if self._buffer is not None:
+            self._buffer.close()
+            self._buffer = None
+
+
+def detach_s(events: int) -> int:
+    """How long the kernel takes to let go of perf tracepoint events, in seconds."""
+    return max(1, round(events * attach.DETACH_NS / 1e9))
+
+
+def power_of_two(size_bytes: int) -> int:
+    """The size of a buffer: the next power of two that is at least a page."""
+    size = os.sysconf("SC_PAGESIZE")
+    while size < size_bytes:
+        size *= 2
+    return size
+
+
+def refusal(error: OSError) -> Refusal:
+    """What a user is told when the kernel refuses to trace: status 3."""
+    what = f"{error.filename}: " if error.filename else ""
+    message = f"cannot trace: {what}{error.strerror or error}"
+    return Refusal([Diagnostic("ktap", None, message, kernel.remedy(error))], status=3)
+
+
+def bcc_missing() -> Optional[Refusal]:
+    """Why programs cannot be loaded for want of BCC, None when they can."""
+    reason = libbcc.missing()
+    if reason is None:
+        return None
+    hint = "install it (Debian: apt install python3-bpfcc), or replay a recording with --replay FILE"
+    return Refusal([Diagnostic("ktap", None, f"BCC's library is missing: {reason}", hint)], status=3)

@@ -1,0 +1,178 @@
+"""From a script's probes to the events to attach, and what to capture of each.
+
+Every tracepoint that some probe wants is one `Wanted`, however many probes want it: they share one
+program and one record, and the filters that held are told by bits of the point's number.
+"""
+
+from __future__ import annotations
+
+from typing import List, Mapping, NamedTuple, Optional, Tuple, Union
+
+from ktap import demand
+from ktap.capture import (
+    RAW,
+    SYSCALL_ENTER,
+    SYSCALL_EXIT,
+    Case,
+    record_bytes,
+)
+from ktap.captured import ARGUMENTS, KERNEL_STACK, READ, RECORD, USER_STACK, Kind
+from ktap.demand import Demand
+from ktap.event_format import INLINE, INTEGER, POINTER, EventFormat, Field
+from ktap.layout import Slot, aligned, fixed, integer, variable
+from ktap.predicate import Predicate
+from vm.values import wrap
+
+MOST_FILTERS = 4
+"""Distinct filters of one attachment of an event: its points are 2 to that power."""
+MOST_DYNAMIC_BYTES = 4096
+"""The most that is kept of a raw record with parts of varying size."""
+
+
+class Timer(NamedTuple):
+    """A `profile-N` timer."""
+
+    period_ns: int
+
+
+class Wanted(NamedTuple):
+    """One attachment: an event and the probes that want it."""
+
+    context: str
+    """As ktap.capture names them."""
+    label: str
+    """For messages: `sched:sched_switch`."""
+    name: str
+    """The tracepoint, or the timer as probename gives it."""
+    format: Optional[EventFormat]
+    probes: Tuple[int, ...]
+    filters: Tuple[Predicate, ...]
+    """The distinct filters of the probes."""
+    filter_of: Tuple[Optional[int], ...]
+    """For every probe: which of the filters, None for none."""
+    demand: Demand
+    number: int = -1
+    """Of the system call."""
+    timer: Optional[Timer] = None
+    arguments: Tuple[str, ...] = ()
+    """Names of a raw tracepoint's arguments."""
+
+
+def is_plain(wanted: Wanted) -> bool:
+    """Whether a tracepoint serves as a raw one: neither its filters nor its handlers look at the record."""
+    return not wanted.filters and not reads_record(wanted.demand)
+
+
+class Captured(NamedTuple):
+    """A wanted event with what its program makes of it and how its records are read."""
+
+    wanted: Wanted
+    case: Case
+    kind: Kind
+
+
+def probes_of(wanted: Wanted, mask: int) -> Tuple[int, ...]:
+    """The probes that want a record whose filters held as the bits of `mask` say."""
+    pairs = zip(wanted.probes, wanted.filter_of)
+    return tuple(probe for probe, index in pairs if index is None or mask >> index & 1)
+
+
+def field_of(event: EventFormat, name: str) -> Optional[Field]:
+    """The field an event variable (`arg1`, `args.filename`, `retval`) names, None where there is none."""
+    if name.startswith("args."):
+        name = name[5:]
+    elif name.startswith("arg") and name[3:].isdigit():
+        number = int(name[3:])
+        return event.fields[number] if number < len(event.fields) else None
+    elif name == "retval":
+        name = "ret"
+    return next((field for field in event.fields if field.name == name), None)
+
+
+def reads_record(wanted: Demand) -> bool:
+    """Whether handlers may read anything of the record."""
+    return any(name.startswith("arg") or name == "retval" for name in wanted.variables)
+
+
+def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
+    """The slots of a wanted event, its case and its kind; `symbols` are the addresses that its reads name."""
+    slots: List[Slot] = context_slots(wanted.demand)
+    reads: List[demand.Read] = []
+    placed: List[demand.Read] = []
+    place_of = _places(wanted, symbols)
+    for read in sorted(wanted.demand.reads, key=repr):
+        found = demand.placed(read, place_of)
+        if isinstance(found, demand.Read):
+            slots.append(variable(f"{READ}{len(reads)}", read.most_bytes))
+            reads.append(read)
+            placed.append(found)
+    if wanted.context == RAW and wanted.arguments and reads_record(wanted.demand):
+        slots.append(fixed(ARGUMENTS, 8 * len(wanted.arguments)))
+    needs_format = reads_record(wanted.demand)
+    if wanted.format is not None and needs_format:
+        slots.append(record_slot(wanted.context, wanted.format))
+    layout = aligned(tuple(slots))
+    keep_format = wanted.format if wanted.format is not None and _dynamic(wanted.format) else None
+    case = Case(layout, keep_format, wanted.filters, None in wanted.filter_of, tuple(placed))
+    kind = Kind(wanted.name, layout, wanted.format, tuple(reads), wanted.arguments, symbols)
+    return Captured(wanted, case, kind)
+
+
+def context_slots(wanted: Demand) -> List[Slot]:
+    """The slots of the running task that handlers may read."""
+    names = wanted.variables
+    slots: List[Slot] = []
+    if names & {"pid", "tid"} or wanted.user_stack:
+        slots.append(integer("pid_tgid", "Q"))
+    if names & {"uid", "gid"}:
+        slots.append(integer("uid_gid", "Q"))
+    if "execname" in names:
+        slots.append(fixed("comm", 16))
+    if "cgroup" in names:
+        slots.append(integer("cgroup", "Q"))
+    if "ppid" in names:
+        slots.append(integer("ppid", "i"))
+    if wanted.kernel_stack:
+        slots.append(variable(KERNEL_STACK, 8 * wanted.kernel_stack))
+    if wanted.user_stack:
+        slots.append(variable(USER_STACK, 8 * wanted.user_stack))
+    return slots
+
+
+def record_slot(context: str, event: EventFormat) -> Slot:
+    """The slot of the raw record. All system calls of one direction have one size, so that they read alike."""
+    if context == SYSCALL_ENTER:
+        return fixed(RECORD, 64)
+    if context == SYSCALL_EXIT:
+        return fixed(RECORD, 24)
+    if _dynamic(event):
+        return variable(RECORD, record_bytes(event) + MOST_DYNAMIC_BYTES)
+    return fixed(RECORD, record_bytes(event))
+
+
+def _dynamic(event: EventFormat) -> bool:
+    return any(field.place != INLINE for field in event.fields)
+
+
+def _places(wanted: Wanted, symbols: Mapping[str, int]) -> demand.PlaceOf:
+    """Where the variables of expressions lie in this event."""
+
+    def place(what: Union[demand.Value, demand.Symbol]) -> Optional[demand.Expression]:
+        if isinstance(what, demand.Symbol):
+            address = symbols.get(what.name)
+            return None if address is None else demand.Number(wrap(address))
+        name = what.name
+        if name == "curtask":
+            return what
+        if wanted.context == RAW:
+            names = {f"args.{argument}": number for number, argument in enumerate(wanted.arguments) if argument}
+            number = int(name[3:]) if name[3:].isdigit() else names.get(name, -1)
+            return demand.Place(8 * number, 8, True) if 0 <= number < len(wanted.arguments) else None
+        if wanted.format is None:
+            return None
+        field = field_of(wanted.format, name)
+        if field is None or field.kind not in (INTEGER, POINTER):
+            return None
+        return demand.Place(field.offset, field.size, field.signed)
+
+    return place
