@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import suppress
-from typing import Callable, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Optional, Sequence
 
 from ktap.options import ACTIONS, FLAGS, Options, limit_flags, parse, refuse
 from vm.diagnostic import Refusal
+
+if TYPE_CHECKING:
+    from vm.output import Output
 
 USAGE = """\
 usage: ktap [options] FILE.kp [argument ...] [-- COMMAND [argument ...]]
@@ -71,9 +75,25 @@ def say(text: str) -> int:
         output.write(text.encode("utf-8", "surrogateescape"))
         output.flush()
     except Exit as ending:
-        tell(f"ktap: {output.name}: {output.failure}")
+        tell(f"ktap: {failure_text(output)}")
         return ending.status
     return 0
+
+
+FAILURES = {
+    errno.EPIPE: "its reader has gone",
+    errno.ENOSPC: "the disk is full; free some space or choose another place with -o",
+    errno.EDQUOT: "the disk quota is used up; choose another place with -o",
+    errno.EFBIG: "the file has reached its size limit; see ulimit -f",
+    errno.EBADF: "it is closed",
+}
+
+
+def failure_text(output: Output) -> str:
+    """Why the output has failed and what to do."""
+    error = output.failure
+    assert error is not None
+    return f"{output.name}: {FAILURES.get(error.errno or 0, error.strerror)}"
 
 
 def run(options: Options) -> int:
@@ -120,11 +140,6 @@ def list_events(options: Options) -> int:
     from ktap.listing import list_events
 
     return say(list_events(options.pattern or "*", options.verbose))
-
-
-def list_functions(options: Options) -> int:
-    """`ktap -lf`."""
-    raise refuse("-lf is not available yet")
 
 
 def doctor(options: Options) -> int:
@@ -201,7 +216,6 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
     "dump": dump,
     "compile": compile_script,
     "list": list_events,
-    "functions": list_functions,
     "doctor": doctor,
     "version": version,
     "help": help_page,

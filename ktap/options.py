@@ -44,7 +44,7 @@ class Options(NamedTuple):
     stage: str = "bytecode"
     strip: bool = False
     pattern: Optional[str] = None
-    """Operand of -le, -lf and -lm."""
+    """Operand of -le and list."""
 
 
 class Flag(NamedTuple):
@@ -119,7 +119,6 @@ def read_pattern(text: str) -> str:
 
 RUNS = ("run", "simple")
 SCRIPTS = ("run", "bytecode", "compile", "dump")
-LISTINGS = ("list", "functions", "markers")
 BUFFERS = ("auto", "perf", "ring")
 STAGES = ("ast", "bytecode")
 
@@ -141,12 +140,10 @@ FLAGS: tuple[Flag, ...] = (
     Flag(("--duration",), "SECONDS", "duration_ns", "the same as -d SECONDS", RUNS, read_duration),
     Flag(("--dry-run",), "", "dry_run", "set the probes to see that they hold, run no handler, end"),
     Flag(("-q", "--quiet"), "", "quiet", "no `Tracing...` line; doctor: only what fails", (*RUNS, "doctor")),
-    Flag(("-v", "--verbose"), "", "verbose", "say more", (*RUNS, *SCRIPTS, *LISTINGS, "doctor")),
+    Flag(("-v", "--verbose"), "", "verbose", "say more", (*RUNS, *SCRIPTS, "list", "doctor")),
     Flag(("-s", "--simple"), "", "", "print events as they come: ktap -s [EVENT ...] [-- CMD]", action="simple"),
     Flag(("-b", "--bytecode"), "", "", "print the script's bytecode and end", ("bytecode",), action="bytecode"),
     Flag(("-le",), "[GLOB]", "pattern", "list events and end", ("list",), read_pattern, "list"),
-    Flag(("-lf",), "FILE", "pattern", "list the functions of a program or library", ("functions",), str, "functions"),
-    Flag(("-lm",), "FILE", "pattern", "list its static markers", ("markers",), str, "markers"),
     Flag(("--record",), "FILE", "record", "keep the events that the script's probes see in FILE"),
     Flag(("--replay",), "FILE", "replay", "take events from such a FILE, not from this machine"),
     Flag(("--buffer",), "KIND", "buffer", "how events leave the kernel: perf, ring or auto", RUNS, one_of(BUFFERS)),
@@ -300,5 +297,5 @@ def _check(options: Options, used: Sequence[tuple[str, Flag]]) -> None:
         raise refuse("compile needs -o FILE", "such as: ktap compile script.kp -o script.kpc")
 
 
-MOST_OPERANDS = {"compile": 0, "dump": 0, "list": 1, "functions": 0, "markers": 0, "doctor": 0, "help": 1, "version": 0}
+MOST_OPERANDS = {"compile": 0, "dump": 0, "list": 1, "doctor": 0, "help": 1, "version": 0}
 """How many words may stand behind an action and, where it takes one, its script."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 from contextlib import suppress
@@ -10,7 +9,7 @@ from types import FrameType
 from typing import Optional
 
 from ktap.child import Child
-from ktap.cli import describe, tell
+from ktap.cli import describe, failure_text, tell
 from ktap.options import Options, refuse
 from vm.event import Loss, Source
 from vm.fault import Exit
@@ -248,19 +247,3 @@ def loss_text(loss: Loss) -> str:
     unit, remedy = LOSS_UNITS.get(loss.what, ("event", ""))
     plural = "" if loss.events == 1 else "s"
     return f"ktap: lost {loss.events} {unit}{plural}: {loss.what} ({loss.where})" + (remedy and f"; {remedy}")
-
-
-FAILURES = {
-    errno.EPIPE: "its reader has gone, so tracing has ended",
-    errno.ENOSPC: "the disk is full, so tracing has ended; free some space or choose another place with -o",
-    errno.EDQUOT: "the disk quota is used up, so tracing has ended; choose another place with -o",
-    errno.EFBIG: "the file has reached its size limit (ulimit -f), so tracing has ended",
-    errno.EBADF: "it is closed, so tracing has ended",
-}
-
-
-def failure_text(output: Output) -> str:
-    """Why the output has failed and what to do."""
-    error = output.failure
-    assert error is not None
-    return f"{output.name}: {FAILURES.get(error.errno or 0, error.strerror)}"

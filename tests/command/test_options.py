@@ -30,7 +30,6 @@ MEANINGS = [
     ("-le", Options(action="list")),
     ("-le sched:* -v", Options(action="list", pattern="sched:*", verbose=True)),
     ("list sched:* -v", Options(action="list", pattern="sched:*", arguments=("sched:*",), verbose=True)),
-    ("-lf /bin/ls", Options(action="functions", pattern="/bin/ls")),
     ("--record r a.kp", Options(script="a.kp", record="r")),
     ("--replay r a.kp", Options(script="a.kp", replay="r")),
     ("--buffer perf --buffer-bytes 1M a.kp", Options(script="a.kp", buffer="perf", buffer_bytes=1 << 20)),
