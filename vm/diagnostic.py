@@ -36,10 +36,12 @@ class Diagnostic(NamedTuple):
             return head
         line = lines[self.span.line - 1]
         column = min(self.span.column, len(line) + 1)
-        pad = "".join("\t" if c == "\t" else " " for c in line[: column - 1])
         last = min(self.span.end_column, len(line) + 1) if self.span.end_line == self.span.line else len(line) + 1
-        width = max(1, last - column)
-        return f"{head}\n{line}\n{pad}{'^' * width}"
+        hidden = max(0, column - 1 - WIDTH // 2) if len(line) > WIDTH else 0
+        shown = line[hidden : hidden + WIDTH]
+        pad = "".join("\t" if c == "\t" else " " for c in shown[: column - 1 - hidden])
+        width = max(1, min(last - column, WIDTH - len(pad)))
+        return f"{head}\n{shown}\n{pad}{'^' * width}"
 
 
 class Refusal(Exception):
