@@ -31,6 +31,7 @@ from typing import (
     Sequence,
     Tuple,
     Union,
+    cast,
 )
 
 from vm import operators
@@ -58,6 +59,9 @@ from vm.values import (
 
 if TYPE_CHECKING:
     from vm.declaration import Types
+
+if TYPE_CHECKING:
+    from vm.library.builtin import Machine as LibraryMachine
 
 Pack = Tuple[object, ...]
 Point = Tuple[Event, Sequence[int]]
@@ -130,11 +134,7 @@ class Machine(Apart):
         self.unhurried = False
         """True while code runs whose end may be far off: the main chunk, a tick, trace_end."""
         self.interrupted = False
-        if install is None:
-            from vm.library import install as library_install
-
-            install = library_install
-        self.builtins = install(self)
+        self.builtins: Mapping[str, object] = (install or library_install)(self)
         self.translator = Translator(program)
         self.idle = IdleEvent(host)
         self.names: Dict[str, object] = self.all_names(options)
@@ -181,6 +181,7 @@ class Machine(Apart):
                 names[f"g{index}"] = None
         for number in range(len(self.program.functions)):
             names[f"make{number}"] = self.maker(number)
+        names["NAMES"] = names
         self.name_operands(names, options)
         return names
 
@@ -465,6 +466,13 @@ class Machine(Apart):
             if frame.f_code in self.codes:
                 yield from frame.f_locals.values()
             frame = frame.f_back
+
+
+def library_install(machine: Machine) -> Mapping[str, object]:
+    """The builtins there are."""
+    from vm.library import install
+
+    return install(cast("LibraryMachine", machine))
 
 
 STATS_BYTES = 400

@@ -408,11 +408,14 @@ def results(first: int, wanted: int) -> Lines:
 
 
 def tail_call(packed: bool) -> Template:
-    """TAILCALL and TAILCALLX: whoever called this function makes the call."""
+    """TAILCALL and TAILCALLX: whoever called this function makes the call, unless it is of a builtin."""
 
     def template(w: Writer, a: int, b: int, c: int) -> Lines:
-        lines = [] if w.kind(a) == FUNCTION else [f"if type(r{a}) is not Function: not_callable(r{a})"]
-        return [*lines, f"return (TAIL, r{a}{arguments(a + 1, b, packed)})"]
+        passed = arguments(a + 1, b, packed)
+        return [
+            f"if type(r{a}) is not Function: not_callable(r{a})",
+            f"return (TAIL, r{a}{passed}) if r{a}.__globals__ is NAMES else r{a}(d + 1{passed})",
+        ]
 
     return template
 
