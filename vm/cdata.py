@@ -12,15 +12,12 @@ from typing import Callable, Optional, Tuple
 from vm.declaration import (
     Array,
     Declarations,
-    Float,
-    Function,
     Integer,
     Member,
     Named,
     Pointer,
     Structure,
     Type,
-    Void,
     show,
 )
 from vm.fault import Fault
@@ -96,11 +93,7 @@ class View:
             return self.pointer(found.element, address)
         if isinstance(found, Structure):
             return self.pointer(type if isinstance(type, Named) else found, address)
-        if isinstance(found, Float):
-            raise Fault("argument", f"a `{found.name}` cannot be read: there are no floats")
-        if isinstance(found, (Void, Function)):
-            raise Fault("argument", f"a `{show(found)}` cannot be read: cast the pointer to another type")
-        return None
+        raise Fault("argument", f"a `{show(found)}` cannot be read", "there are integers, strings and pointers only")
 
     def bit_field(self, member: Member, address: int, offset_bits: int) -> Optional[int]:
         """The value of a bit-field, from the bytes it lies in."""

@@ -173,9 +173,9 @@ def tokens(text: str) -> List[str]:
     return found
 
 
-def refusal(message: str) -> Fault:
+def refusal(message: str, hint: Optional[str] = None) -> Fault:
     """The fault for a declaration that cannot be taken."""
-    return Fault("argument", f"C declaration: {message}")
+    return Fault("argument", f"C declaration: {message}", hint)
 
 
 class Declarations(Apart):
@@ -205,7 +205,7 @@ class Declarations(Apart):
             found = self.find(type.name)
             rounds += 1
             if found is None or rounds > MOST_DEPTH:
-                raise refusal(f"`{type.name}` is not declared; declare it with ffi.cdef")
+                raise refusal(f"`{type.name}` is not declared", "declare it with ffi.cdef")
             type = found
         return type
 
@@ -280,7 +280,19 @@ class Parser:
     def expect(self, token: str) -> None:
         """Take this token, which must come next."""
         if not self.accept(token):
-            raise refusal(f"expected `{token}`, found `{self.peek() or 'its end'}`")
+            raise self.unexpected(f"`{token}`")
+
+    def unexpected(self, wanted: str) -> Fault:
+        """The fault that something else comes next than what is wanted."""
+        return refusal(f"expected {wanted}, found " + (f"`{self.peek()}`" if self.peek() else "its end"))
+
+    def another(self) -> bool:
+        """After a declarator: whether another one follows (`,`) or the declaration ends (`;`)."""
+        if self.accept(","):
+            return True
+        if not self.accept(";"):
+            raise self.unexpected("`,` or `;`")
+        return False
 
     def deeper(self) -> None:
         """Enter a bracket (the caller leaves it by `self.depth -= 1`)."""
@@ -304,15 +316,17 @@ class Parser:
         """One declaration through its `;`."""
         typedef = self.accept("typedef")
         base = self.specifiers()
-        while not self.accept(";"):
+        more = not self.accept(";")
+        while more:
             name, type = self.declarator(base)
             self.attributes()
-            if typedef and name:
+            if not name:
+                raise self.unexpected("a name")
+            if typedef:
                 self.scope.types[name] = type
             elif isinstance(type, Function):
                 self.scope.functions[name] = type
-            if self.peek() != ";":
-                self.expect(",")
+            more = self.another()
 
     def specifiers(self) -> Type:
         """The type in front of declarators: `struct s { … }`, `unsigned long`, `u32`."""
@@ -337,7 +351,7 @@ class Parser:
         if words:
             return base_type(words, self.scope)
         if found is None:
-            raise refusal(f"expected a type, found `{self.peek() or 'its end'}`")
+            raise self.unexpected("a type")
         return found
 
     def attributes(self) -> Dict[str, int]:
@@ -383,16 +397,16 @@ class Parser:
     def members(self, layout: Layout) -> None:
         """One declaration of members."""
         base = self.specifiers()
-        if self.peek() == ";" and isinstance(base, Structure):
-            layout.add("", base, None, 1)
-        while not self.accept(";"):
+        more = not self.accept(";")
+        if not more and isinstance(base, Structure):
+            layout.add("", base, None, 0)
+        while more:
             name, type = ("", base) if self.peek() == ":" else self.declarator(base)
             bits = self.expression() if self.accept(":") else None
             if not name and bits is None:
-                raise refusal("a member needs a name")
-            layout.add(name, type, bits, self.attributes().get("aligned", 1))
-            if self.peek() != ";":
-                self.expect(",")
+                raise self.unexpected("a name")
+            layout.add(name, type, bits, self.attributes().get("aligned", 0))
+            more = self.another()
 
     def enumeration(self) -> Type:
         """An enumeration behind its keyword: as large as an int."""
@@ -403,7 +417,7 @@ class Parser:
             while not self.accept("}"):
                 enumerator = self.name()
                 if not enumerator:
-                    raise refusal(f"expected a name, found `{self.peek() or 'its end'}`")
+                    raise self.unexpected("a name")
                 value = self.expression() if self.accept("=") else value
                 self.scope.enumerators[enumerator] = value
                 signed |= value < 0
@@ -521,7 +535,7 @@ def base_type(words: List[str], scope: Declarations) -> Type:
     elif signed and name == "char":
         name = "signed char"
     found = scope.types.get(name)
-    if found is None or (signed and unsigned):
+    if found is None or (signed and unsigned) or (short and longs):
         raise refusal(f"`{' '.join(words)}` is no type")
     return found
 
@@ -535,7 +549,7 @@ class Layout:
         self.wanted: List[Tuple[str, Type, Optional[int], int]] = []
 
     def add(self, name: str, type: Type, bits: Optional[int], aligned: int) -> None:
-        """Note a member; `bits` is the width of a bit-field, `aligned` what an attribute demands (1: nothing)."""
+        """Note a member; `bits` is the width of a bit-field, `aligned` what an attribute demands (0: nothing)."""
         resolved = self.scope.resolve(type) if not isinstance(type, (Pointer, Array)) else type
         if bits is not None and (not isinstance(resolved, Integer) or not 0 <= bits <= 8 * resolved.size_bytes):
             raise refusal(f"a bit-field of {bits} bits in `{show(type)}`")
@@ -550,14 +564,15 @@ class Layout:
         for member_name, type, bits, member_aligned in self.wanted:
             size_bits = 8 * self.scope.size_bytes(type)
             natural = 1 if packed else self.scope.alignment_bytes(type)
-            natural = max(natural, check_alignment(member_aligned))
+            natural = max(natural, check_alignment(member_aligned or 1))
             start = 0 if self.union else place_bits
             if bits is None:
                 start = round_up(start, 8 * natural)
                 end = start + size_bits
             else:
-                unit = size_bits if not packed else 1
-                if bits == 0 or (not packed and start // unit != (start + bits - 1) // unit):
+                if member_aligned:
+                    start = round_up(start, 8 * member_aligned)
+                if bits == 0 or (not packed and start // size_bits != (start + bits - 1) // size_bits):
                     start = round_up(start, size_bits)
                 end = start + bits
             if member_name or bits is None:

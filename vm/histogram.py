@@ -19,10 +19,11 @@ Row = tuple[bytes, int]
 """A label and how many."""
 
 
-def draw(rows: Sequence[Row], total: int) -> bytes:
+def draw(rows: Sequence[Row], total: int, more: bool = False) -> bytes:
     """The header and a line a row, each ended; labels longer than 31 bytes widen the column for all.
 
-    `total` is what a full bar stands for. Line breaks in a label are drawn as `; ` (stacks).
+    `total` is what a full bar stands for, `more` adds the `...` for rows that are not drawn. Line breaks
+    in a label are drawn as `; ` (stacks).
     """
     labels = [label.strip(b"\n").replace(b"\n", b"; ") for label, _ in rows]
     width = max([LABEL_WIDTH, *map(len, labels)])
@@ -30,6 +31,8 @@ def draw(rows: Sequence[Row], total: int) -> bytes:
     for label, (_, count) in zip(labels, rows):
         bar = b"@" * min(BAR_WIDTH, max(0, count) * BAR_WIDTH // max(1, total))
         lines.append(b"%b |%b%d" % (label.rjust(width), bar.ljust(BAR_WIDTH), count))
+    if more:
+        lines.append(b"...".rjust(width) + b" |")
     return b"\n".join(lines) + b"\n"
 
 
@@ -37,11 +40,7 @@ def draw_largest(rows: Iterable[Row], shown: int) -> bytes:
     """print_hist's picture: largest first, equal ones in the order given, `...` for those past `shown`."""
     ordered = sorted(rows, key=lambda row: -row[1])
     total = sum(max(0, count) for _, count in ordered)
-    text = draw(ordered[:shown], total)
-    if len(ordered) > shown:
-        width = text.index(b" -")
-        text += b"...".rjust(width) + b" |\n"
-    return text
+    return draw(ordered[:shown], total, len(ordered) > shown)
 
 
 def short(number: int) -> str:

@@ -17,14 +17,12 @@ def socket_address(machine: Machine, name: str, sk: Union[int, Cdata, None], *pa
         return None
     try:
         value = cast(machine, 0, b"struct sock *", sk)
+        for member in path:
+            value = value.member(member.encode()) if isinstance(value, Cdata) else None
     except Fault as fault:
         if fault.kind != "argument":
             raise
-        raise Fault("argument", f"{name}: the kernel's type `struct sock` is not known here", fault.message) from None
-    for member in path:
-        if not isinstance(value, Cdata):
-            break
-        value = value.member(member.encode())
+        raise Fault("argument", f"{name}: `struct sock` cannot be looked into", fault.message) from None
     return value if isinstance(value, int) else None
 
 

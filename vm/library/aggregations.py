@@ -43,8 +43,9 @@ def sum_of(machine: Machine, depth: int, x: Samples = None) -> int:
 @builtin("avg", FEW, "integer")
 def average(machine: Machine, depth: int, x: Samples = None) -> Optional[int]:
     """the sum by the count, truncated; nil where there is no sample"""
-    samples = count(machine, depth, x)
-    total = sum_of(machine, depth, x)
+    all_stats = [stats for _, stats in each("avg", machine, x)]
+    samples = sum(stats.count for stats in all_stats)
+    total = wrap(sum(stats.sum for stats in all_stats))
     if not samples:
         return None
     return total // samples if total >= 0 else -(-total // samples)
