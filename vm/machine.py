@@ -40,6 +40,7 @@ from vm.event import Event, Probe
 from vm.fault import Exit, Fault, Frame
 from vm.host import Host
 from vm.idle import IdleEvent
+from vm.library import install, rows
 from vm.limits import CALLS_A_ROUND, Limits
 from vm.memory import Account, Apart
 from vm.program import Program, Span
@@ -89,7 +90,7 @@ class Options(NamedTuple):
     """What the one who runs a script may say about it."""
 
     limits: Limits = Limits()
-    arguments: Mapping[Name, Name] = {}
+    arguments: Mapping[Name, object] = {}
     """The table `arg`: the script's name under 0, its arguments from 1, its options by name."""
     unsafe: bool = False
     """--unsafe: system() and signal() are open."""
@@ -113,9 +114,8 @@ class Machine(Apart):
         output: Sink,
         host: Host,
         options: Options = Options(),  # noqa: B008
-        install: Optional[Callable[..., Mapping[str, object]]] = None,
     ) -> None:
-        """`program` has passed the verifier. `install` gives the builtins by name (vm.library's as a rule)."""
+        """`program` has passed the verifier."""
         self.program = program
         self.output = output
         self.host = host
@@ -134,7 +134,7 @@ class Machine(Apart):
         self.unhurried = False
         """True while code runs whose end may be far off: the main chunk, a tick, trace_end."""
         self.interrupted = False
-        self.builtins: Mapping[str, object] = (install or library_install)(self)
+        self.builtins = install(cast("LibraryMachine", self))  # its protocol asks less of an output
         self.translator = Translator(program)
         self.idle = IdleEvent(host)
         self.names: Dict[str, object] = self.all_names(options)
@@ -207,11 +207,20 @@ class Machine(Apart):
     def first_value(self, name: str, options: Options) -> object:
         """What a global is before it was assigned: `arg`, a builtin or a table of builtins, nil."""
         if name == "arg":
-            table = Table(self.account)
-            for key, value in options.arguments.items():
-                table.put(key, value)
-            return table
-        return None
+            return self.new_table(options.arguments)
+        names = [row.name for row in rows()]
+        if name in names:
+            return self.builtins[name]
+        members = [full for full in names if full.startswith(name + ".")]
+        contents: Dict[Name, object] = {full[len(name) + 1 :].encode(): self.builtins[full] for full in members}
+        return self.new_table(contents) if contents else None
+
+    def new_table(self, contents: Mapping[Name, object]) -> Table:
+        """A table of the script."""
+        table = Table(self.account)
+        for key, value in contents.items():
+            table.put(key, value)
+        return table
 
     def maker(self, number: int) -> Callable[..., FunctionType]:
         """Makes closures of a function: at its first call it translates it and puts what came out in its own place."""
@@ -466,13 +475,6 @@ class Machine(Apart):
             if frame.f_code in self.codes:
                 yield from frame.f_locals.values()
             frame = frame.f_back
-
-
-def library_install(machine: Machine) -> Mapping[str, object]:
-    """The builtins there are."""
-    from vm.library import install
-
-    return install(cast("LibraryMachine", machine))
 
 
 STATS_BYTES = 400
