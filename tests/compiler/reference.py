@@ -27,7 +27,7 @@ def evaluate(node: tree.Expression, variables: Mapping[str, Value] = {}) -> Valu
     if isinstance(node, tree.Parenthesized):
         return evaluate(node.inner, variables)
     if isinstance(node, tree.Unary):
-        return _unary(node.operator, evaluate(node.operand, variables))
+        return unary(node.operator, evaluate(node.operand, variables))
     assert isinstance(node, tree.Binary)
     left = evaluate(node.left, variables)
     if left is FAULT:
@@ -37,7 +37,7 @@ def evaluate(node: tree.Expression, variables: Mapping[str, Value] = {}) -> Valu
     if node.operator == "||":
         return left if left is not None and left is not False else evaluate(node.right, variables)
     right = evaluate(node.right, variables)
-    return FAULT if right is FAULT else _binary(node.operator, left, right)
+    return FAULT if right is FAULT else binary(node.operator, left, right)
 
 
 def _signed(value: int) -> int:
@@ -45,7 +45,8 @@ def _signed(value: int) -> int:
     return low - 2**64 if low >= 2**63 else low
 
 
-def _unary(operator: str, value: Value) -> Value:
+def unary(operator: str, value: Value) -> Value:
+    """An operator before a value."""
     if value is FAULT:
         return FAULT
     if operator == "!":
@@ -57,7 +58,8 @@ def _unary(operator: str, value: Value) -> Value:
     return _signed(-value if operator == "-" else -value - 1)
 
 
-def _binary(operator: str, left: Value, right: Value) -> Value:
+def binary(operator: str, left: Value, right: Value) -> Value:
+    """An operator that computes with both its sides."""
     if operator in ("==", "!="):
         return (type(left) is type(right) and left == right) is (operator == "==")
     if operator in ("<", "<=", ">", ">="):
