@@ -85,6 +85,8 @@ def builtins_called(program: Program, function: Function) -> Iterator[str]:
             loaded[instruction.a] = str_of(program, instruction.b).decode()
         elif instruction.op in CALLS and instruction.a in loaded:
             yield loaded.pop(instruction.a)
+        elif instruction.op == "GETINDEX" and instruction.b in loaded:
+            yield loaded.pop(instruction.b)  # `ffi.C` is looked into
         elif kinds.startswith("w"):
             loaded.pop(instruction.a, None)
 

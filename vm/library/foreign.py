@@ -107,7 +107,7 @@ def new(machine: Machine, depth: int, type_text: bytes, data: Optional[bytes] = 
     type = scope.type_named(type_text.decode("utf-8", "replace"))
     size_bytes = scope.size_bytes(type)
     if size_bytes > machine.limits.string_bytes:
-        raise Fault("string", f"ffi.new: more than {machine.limits.string_bytes} bytes")
+        raise machine.account.string_fault()
     content = machine.account.built((data or b"")[:size_bytes].ljust(size_bytes, b"\0"))
     return View(scope, Buffer(content).read, event_memory(machine)).pointer(type, 0)
 

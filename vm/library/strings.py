@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Optional
 
-from vm.fault import Fault
 from vm.library.builtin import Machine, builtin
 from vm.values import Table
 
@@ -55,9 +54,8 @@ def string_lower(machine: Machine, depth: int, s: bytes) -> bytes:
 @builtin("string.rep", "s: string, n: integer", "string", faults=("string", "memory"))
 def string_rep(machine: Machine, depth: int, s: bytes, n: int) -> bytes:
     """s, n times"""
-    limit = machine.limits.string_bytes
-    if n > 0 and len(s) * n > limit:
-        raise Fault("string", f"string.rep: a string longer than {limit} bytes")
+    if n > 0 and len(s) * n > machine.limits.string_bytes:
+        raise machine.account.string_fault()
     return machine.account.built(s * max(0, n if s else 0))
 
 
