@@ -178,7 +178,7 @@ def trace(machine: Machine, output: Output, child: Optional[Child], options: Opt
         if child is not None:
             child.start()
 
-    source = source_of(machine.program, child, options) if asks_for_events(machine.program) else None
+    source = source_of(machine, child, options) if asks_for_events(machine.program) else None
     ended = child.ended if child is not None else None
     run = Run(machine, source, RunOptions(options.duration_ns, options.replay is None, begin, ended), report)
     end_on_signals(run)
@@ -204,9 +204,16 @@ def asks_for_events(program: Program) -> bool:
     return False
 
 
-def source_of(program: Program, child: Optional[Child], options: Options) -> Source:
-    """Where events come from."""
-    raise NotImplementedError
+def source_of(machine: Machine, child: Optional[Child], options: Options) -> Source:
+    """Where events come from. Raises Refusal."""
+    from ktap.sources import live_source
+
+    return live_source(machine, options, child and child.pid, notice)
+
+
+def notice(text: str) -> None:
+    """Something worth knowing that is no error."""
+    tell(f"ktap: {text}")
 
 
 def dry_run(machine: Machine, source: Optional[Source]) -> int:

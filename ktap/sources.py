@@ -1,0 +1,49 @@
+"""Where the events of a run come from: this machine, or a recording. Puts the parts of a source together."""
+
+from __future__ import annotations
+
+import os
+from typing import Callable, Optional, Sequence
+
+from ktap import live, tracefs
+from ktap.event_format import EventFormat
+from ktap.options import Options
+from ktap.print_format import Formatter, event_text
+from ktap.resolve import Kernel
+from vm.machine import Machine
+from vm.values import Table
+
+
+def live_source(
+    machine: Machine, options: Options, child: Optional[int], say: Callable[[str], None]
+) -> live.LiveSource:
+    """This machine. `child` is the process of the command that is traced. Raises Refusal."""
+    missing = live.bcc_missing()
+    if missing is not None:
+        raise missing
+    pids = tuple(pid for pid in (options.pid, child) if pid is not None)
+    settings = live.Options(options.buffer, options.buffer_bytes, pids, options.cpu, machine.limits.event_string_bytes)
+    names = Names()
+
+    def format_text(event: EventFormat) -> Formatter:
+        return event_text(event, names, os.uname().release).show
+
+    def table(values: Sequence[int]) -> Table:
+        made = Table(machine.account)
+        for place, value in enumerate(values, 1):
+            made.put(place, value)
+        return made
+
+    helpers = live.Helpers(format_text, table, machine.host.kernel_address)
+    kernel = Kernel(tracefs.find, os.uname().machine, lambda name: None, lambda: ())
+    return live.LiveSource(machine.program, settings, helpers, kernel, say)
+
+
+class Names:
+    """See ktap.pointer_format.KernelNames: addresses as they are."""
+
+    def symbol(self, address: int) -> bytes:
+        """Hexadecimal."""
+        return b"%#x" % address
+
+    symbol_name = string = pointer = symbol
