@@ -11,6 +11,7 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 from lark import Token
 
 from compiler import hints, literal, tree
+from compiler.filter import FilterError, parse_filter
 from vm.diagnostic import Diagnostic
 from vm.program import Span
 
@@ -360,10 +361,12 @@ class Builder:
         return tree.Trace(cover(word, body), tuple(texts), filter_text, function)
 
     def _filter(self, token: Token) -> tree.FilterText:
-        span = within(token, 1, len(token) - 1)
-        if not token[1:-1].strip():
-            self.refuse(place(token), "the filter is empty")
-        return tree.FilterText(span, str(token[1:-1]))
+        text, span = str(token[1:-1]), within(token, 1, len(token) - 1)
+        try:
+            parse_filter(text, span)
+        except FilterError as error:
+            self.refuse(error.span, error.message, error.hint)
+        return tree.FilterText(span, text)
 
     def _check_timer(self, token: Token) -> None:
         timer = TIMER.fullmatch(token)
