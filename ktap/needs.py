@@ -61,7 +61,7 @@ READERS.update({f"kernel_u{8 * size}": MemoryRead(KERNEL, BYTES, size) for size 
 
 STACKS = {"stack": KERNEL, "ustack": USER, "print_backtrace": KERNEL}
 STATES = {"in_interrupt": "in_interrupt", "in_iowait": "in_iowait"}
-OLDER_CONTEXT = {"usym": "pid"}
+OLDER_CONTEXT = {"usym": "pid", "signal": "pid"}
 """Builtins that ask for a variable of the event by themselves."""
 
 REMEDY = "give it an argument of the event in the handler itself, as in user_string(arg1), and keep the string"

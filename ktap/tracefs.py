@@ -56,11 +56,13 @@ class Tracefs:
         return self._names
 
     def match(self, pattern: str) -> list[TracepointName]:
-        """The tracepoints a script's event means: `sched:sched_switch`, `sched:*`, `s*:*`, a bare group.
+        """The tracepoints a script's event means: `sched:sched_switch`, `sched:*`, `s*:*`, a bare group, `id:316`.
 
         Empty where there is none; `unknown` then says what to tell the user.
         """
         group, name = split_pattern(pattern)
+        if group == "id" and name.isdigit():
+            return [n for n in self.names() if int(self._read(f"events/{n.group}/{n.name}/id")) == int(name)]
         exact = TracepointName(group, name)
         if not is_glob(pattern):
             names = self.names()
