@@ -120,7 +120,7 @@ def dump(options: Options) -> int:
     from ktap.session import read_source
 
     name, data = read_source(options)
-    return say(show(parse_script(data.decode("utf-8", "surrogateescape"), name)))
+    return say(show(parse_script(data, name).script))
 
 
 def compile_script(options: Options) -> int:
