@@ -130,7 +130,8 @@ class LiveSource:
         self._buffer.expect([event.case.layout for event in events], bits)
         self._set_points(events, bits)
         if self._options.pids:
-            self._follower = Follower(self._options.pids)
+            tracefs = self._kernel.tracefs()
+            self._follower = Follower(self._options.pids, lambda name: tracefs.format(TracepointName("sched", name)))
         followed = self._follower.map_fd if self._follower else None
         own = kernel.own_process()
         common = attach.Options(bits, own, followed, self._options.cpu, platform.machine(), self._event_id)
