@@ -39,6 +39,8 @@ INSTEAD = {
 }
 """Functions of the kernel that scripts called, and what does the same here."""
 
+NOT_CAPTURED = "members of an argument can be read as args.NAME.member, bytes of it by user_buf and ffi.new"
+
 
 def declarations(machine: Machine) -> Declarations:
     """The script's declarations; they stand in front of the types the machine was given."""
@@ -57,7 +59,7 @@ def event_memory(machine: Machine) -> Memory:
     def read(address: int, size: int) -> Optional[bytes]:
         half = 1 << (8 * declarations(machine).pointer_bytes - 1)
         space = "kernel" if address & half else "user"
-        found = captured(machine, "ffi.cast", space, "bytes", wrap(address), size)
+        found = captured(machine, "ffi.cast", space, "bytes", wrap(address), size, NOT_CAPTURED)
         return found if found is not None and len(found) >= size else None
 
     return read

@@ -14,7 +14,9 @@ Place = Union[int, Cdata, None]
 ADDRESS_MASK = 0xFFFFFFFFFFFFFFFF
 
 
-def captured(machine: Machine, name: str, space: str, kind: str, address: Place, size: int) -> Optional[bytes]:
+def captured(
+    machine: Machine, name: str, space: str, kind: str, address: Place, size: int, hint: Optional[str] = None
+) -> Optional[bytes]:
     """Memory at an address; nil where it could not be read or the address is nil.
 
     Raises Fault event outside of an event and for what was not captured.
@@ -30,7 +32,7 @@ def captured(machine: Machine, name: str, space: str, kind: str, address: Place,
         raise Fault(
             "event",
             f"{name}: the memory at {number:#x} was not captured when the event fired",
-            f"give {name} an argument of the event itself, as in {name}(arg1)",
+            hint or f"give {name} an argument of the event itself, as in {name}(arg1)",
         ) from None
 
 
