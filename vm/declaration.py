@@ -16,8 +16,12 @@ from vm.memory import Apart
 
 MOST_DEPTH = 50
 """How deep brackets may be nested."""
-MOST_TEXT_BYTES = 1 << 20
+MOST_TEXT_BYTES = 1 << 18
 """How much C one script may declare."""
+MOST_NAME_BYTES = 4096
+"""How long the text of one type may be."""
+CACHED_NAMES = 256
+"""So many types are not parsed again."""
 
 
 class Void(NamedTuple):
@@ -192,6 +196,8 @@ class Declarations(Apart):
         self.enumerators: Dict[str, int] = {}
         self.functions: Dict[str, Type] = {}
         self.text_bytes = 0
+        self.named: Dict[str, Type] = {}
+        """Types that `type_named` has parsed."""
 
     def find(self, name: str) -> Optional[Type]:
         """See Types.find: what the script declared comes first."""
@@ -234,18 +240,24 @@ class Declarations(Apart):
         self.text_bytes += len(text)
         if self.text_bytes > MOST_TEXT_BYTES:
             raise refusal(f"more than {MOST_TEXT_BYTES} bytes of declarations")
+        self.named.clear()
         parser = Parser(tokens(text), self)
         while parser.peek():
             parser.declaration()
 
     def type_named(self, text: str) -> Type:
         """The type that a text such as `struct sk_buff *` or `unsigned char[6]` names."""
-        if len(text) > MOST_TEXT_BYTES:
-            raise refusal("the name of a type is too long")
+        if text in self.named:
+            return self.named[text]
+        if len(text) > MOST_NAME_BYTES:
+            raise refusal(f"the name of a type is longer than {MOST_NAME_BYTES} bytes")
         parser = Parser(tokens(text), self)
         _, type = parser.declarator(parser.specifiers())
         if parser.peek():
             raise refusal(f"unexpected `{parser.peek()}` after a type")
+        if len(self.named) >= CACHED_NAMES:
+            self.named.clear()
+        self.named[text] = type
         return type
 
 

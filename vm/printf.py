@@ -19,6 +19,8 @@ LENGTHS = {b"hh": 8, b"h": 16, b"l": 64, b"ll": 64, b"q": 64, b"j": 64, b"z": 64
 SIGNED, UNSIGNED = "di", "uxXop"
 BASES = {"d": "d", "i": "d", "u": "d", "x": "x", "X": "X", "o": "o", "p": "x"}
 CACHED_FORMATS = 256
+CACHED_FORMAT_BYTES = 4096
+"""Longer formats are parsed each time: they are made by the script, and the cache is not charged to it."""
 CACHED_PLANS = 64
 MANY_ARGUMENTS = 32
 """From this many arguments on, the size of the result is checked before it is built."""
@@ -269,9 +271,11 @@ def formatter(
         widest = sum((p.width or 0) + (p.precision or 0) for p in pieces if isinstance(p, Conversion))
         if widest + len(written) > limit_bytes:
             raise Fault("string", f"{name}: a format that makes more than {limit_bytes} bytes")
-        if len(formats) >= CACHED_FORMATS:
-            formats.clear()
-        made = formats[written] = Format(name, pieces, text, describe)
+        made = Format(name, pieces, text, describe)
+        if len(written) <= CACHED_FORMAT_BYTES:
+            if len(formats) >= CACHED_FORMATS:
+                formats.clear()
+            formats[written] = made
         return made
 
     def fill(written: bytes, arguments: tuple[object, ...]) -> bytes:

@@ -11,14 +11,19 @@ from vm.values import Cdata, Iterator, Key, Stack, Table, inner_key, make_key, t
 
 Entry = tuple[object, object]
 
+ENTRY_BYTES = 72
+"""An entry of a snapshot: a tuple of two and its place in a list."""
+
 
 @made("pairs", "t: table", "iterator")
 def make_pairs(machine: Machine) -> Function:
     """for `for`: the keys and values of t, as they are when the loop begins"""
+    charge = machine.account.charge
 
     def pairs(depth: int, t: object = None, *_: object) -> object:
         if type(t) is not Table:
             raise wrong_argument("pairs", 1, t, "table")
+        charge(ENTRY_BYTES * len(t))
         return Iterator(t.entries())
 
     return pairs
@@ -34,6 +39,7 @@ def sort_pairs(machine: Machine, depth: int, t: Table, before: Optional[Function
 
     Sort a snapshot of t. Entries that are equal stay in order of insertion.
     """
+    machine.account.charge(ENTRY_BYTES * len(t))
     entries = t.entries()
     if before is None:
         entries.sort(key=lambda entry: order(entry[0]))

@@ -8,6 +8,7 @@ from vm.fault import Fault
 from vm.library.builtin import NOTHING, Machine, builtin
 
 SECOND_NS = 1_000_000_000
+LONGEST_FORMAT = 1000
 
 
 def real_ns(machine: Machine) -> int:
@@ -47,8 +48,8 @@ def gettimeofday_s(machine: Machine, depth: int) -> int:
 )
 def strftime(machine: Machine, depth: int, format: bytes, ns: int) -> bytes:
     """a time in ns since 1970 by a strftime(3) format, in local time"""
-    if b"\0" in format:
-        raise Fault("argument", "strftime: the format holds a zero byte")
+    if b"\0" in format or len(format) > LONGEST_FORMAT:
+        raise Fault("argument", f"strftime: a format is at most {LONGEST_FORMAT} bytes, none of them zero")
     try:
         text = time.strftime(format.decode("utf-8", "surrogateescape"), time.localtime(ns // SECOND_NS))
     except (ValueError, OverflowError, OSError) as error:

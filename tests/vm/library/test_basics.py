@@ -41,6 +41,15 @@ def test_pairs_are_a_snapshot() -> None:
             MACHINE.run("pairs", *wrong)
 
 
+def test_snapshots_are_charged() -> None:
+    machine = SmallMachine()
+    table = table_of(*((n, n) for n in range(100)))
+    for name in ("pairs", "sort_pairs"):
+        before = machine.account.charged
+        machine.run(name, table)
+        assert machine.account.charged >= before + 100 * 64
+
+
 def rank(key: object) -> int:
     return 0 if isinstance(key, bool) else 1 if isinstance(key, int) else 2 if isinstance(key, bytes) else 3
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vm.declaration import (
+    CACHED_NAMES,
     MOST_TEXT_BYTES,
     Array,
     Declarations,
@@ -163,6 +164,16 @@ def test_names_of_types(text: str, shown: str, size_bytes: int) -> None:
     assert (show(scope.resolve(type)), scope.size_bytes(type)) == (shown, size_bytes)
 
 
+def test_a_type_is_parsed_anew_when_its_name_is_declared_again() -> None:
+    scope = Declarations()
+    for count in (1, 2):
+        scope.declare(f"typedef int t[{count}];")
+        assert scope.size_bytes(scope.type_named("t[2]")) == 8 * count
+    for number in range(1, CACHED_NAMES + 10):
+        assert scope.size_bytes(scope.type_named(f"char[{number}]")) == number
+    assert len(scope.named) <= CACHED_NAMES
+
+
 def test_kinds_of_types() -> None:
     scope = Declarations(pointer_bytes=4, char_signed=False)
     assert scope.resolve(scope.type_named("char")) == Integer("char", 1, False)
@@ -260,7 +271,7 @@ def test_what_is_no_declaration(text: str, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("int x y", "unexpected `y` after a type"), ("x" * (1 << 21), "the name of a type is too long")],
+    [("int x y", "unexpected `y` after a type"), ("x" * (1 << 21), "the name of a type is longer than 4096 bytes")],
 )
 def test_what_is_no_type(text: str, message: str) -> None:
     with pytest.raises(Fault, match=message):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vm.fault import Fault
-from vm.printf import CACHED_FORMATS, CACHED_PLANS, Format, formatter, ordinal, parse
+from vm.printf import CACHED_FORMAT_BYTES, CACHED_FORMATS, CACHED_PLANS, Format, formatter, ordinal, parse
 from vm.values import Address, Cdata, describe
 
 LIBC = ctypes.CDLL(None)
@@ -157,6 +157,8 @@ def test_no_format_makes_more_than_the_limit() -> None:
 def test_caches_are_bounded() -> None:
     for number in range(CACHED_FORMATS + 10):
         assert fill(b"%d" + b"%d" % number, (7,)) == b"7%d" % number
+    roomy = formatter("printf", show, describe, 1 << 20)
+    assert roomy(b"%d" + b"x" * CACHED_FORMAT_BYTES, (7,)) == b"7" + b"x" * CACHED_FORMAT_BYTES
     made = Format("printf", parse(b"%s%s%s%s"), show, describe)
     kinds = (1, b"x", None, True)
     for n in range(4**4):
