@@ -71,6 +71,8 @@ Name = Union[int, bytes]
 FRAMES_A_CALL = 4
 """Python frames that one call of the script takes at most: its own, a builtin's with its checks, a comparison's."""
 SPARE_FRAMES = 1_000
+MAX_PROBES = 10_000
+"""A script that sets probes in an endless loop must not take memory for ever."""
 
 
 class Sink(Protocol):
@@ -324,6 +326,8 @@ class Machine(Apart):
         """Set a probe. Raises Fault("probe") outside the main chunk, Fault("type") for a handler that is none."""
         if not self.in_main:
             raise Fault("probe", "a probe can be set in the main chunk only")
+        if len(self.probes) >= MAX_PROBES:
+            raise Fault("probe", f"more than {MAX_PROBES} probes", "one probe can have a glob: sched:*")
         number = self.function_number(handler)
         if number is None or not isinstance(handler, FunctionType):
             raise Fault("type", f"a handler must be a function of the script, this is {describe(handler)}")
