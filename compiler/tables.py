@@ -1,7 +1,8 @@
-"""The parser's tables: built from a grammar by lark once, and kept in the user's cache as JSON.
+"""The parser's tables: lark builds them from a grammar once, and they are kept as JSON.
 
-JSON and not lark's own cache, which is a pickle: reading a damaged or foreign file can at worst fail,
-and then the tables are built again. A cache that cannot be written is no error.
+They are kept where Python keeps compiled modules, in `__pycache__` beside the grammar, or in the user's cache
+where that cannot be written. JSON and not lark's own cache, which is a pickle: to read a damaged or a
+foreign file can at worst fail, and then the tables are built again. It is no error if nothing can be kept.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ Tables = dict[str, Any]
 HERE = Path(__file__).parent
 
 
-def cache_directory() -> Path:
-    """`$XDG_CACHE_HOME/ktap`, or `~/.cache/ktap` where that is unset or relative."""
+def cache_directories() -> list[Path]:
+    """Where tables are kept, in the order they are looked for; the second as XDG base directories have it."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~")) / ".cache"
-    return root / "ktap"
+    return [HERE / "__pycache__", root / "ktap"]
 
 
 def load(grammar: str, starts: tuple[str, ...], builder: object) -> lark.Lark:
@@ -38,16 +39,11 @@ def load(grammar: str, starts: tuple[str, ...], builder: object) -> lark.Lark:
     text = (HERE / grammar).read_text(encoding="utf-8")
     identity = "\0".join((lark.__version__, text, *starts))
     key = hashlib.sha256(identity.encode()).hexdigest()
-    path = cache_directory() / f"{Path(grammar).stem}-{key[:16]}.json"
-    tables = _read(path, key)
-    if tables is None:
-        tables = _build(text, starts)
-        _write(path, key, tables)
-    return _parser(tables, builder)
-
-
-def _build(text: str, starts: tuple[str, ...]) -> Tables:
-    """Lark's description of its own parser, as JSON gives it back."""
+    paths = [directory / f"{Path(grammar).stem}.json" for directory in cache_directories()]
+    for path in paths:
+        tables = _read(path, key)
+        if tables is not None:
+            return _parser(tables, builder)
     parser = lark.Lark(
         text,
         parser="lalr",
@@ -56,10 +52,18 @@ def _build(text: str, starts: tuple[str, ...]) -> Tables:
         keep_all_tokens=True,
         maybe_placeholders=False,
         g_regex_flags=re.ASCII,
+        transformer=builder,  # lark only looks for methods by the names of rules
     )
+    tables = _tables(parser)
+    any(_write(path, key, tables) for path in paths)  # the first that can be written
+    return parser
+
+
+def _tables(parser: lark.Lark) -> Tables:
+    """Lark's description of its own parser, without the builder."""
     data, memo = parser.memo_serialize([TerminalDef, Rule])
-    tables: Tables = json.loads(json.dumps({"data": data, "memo": memo}))
-    return tables
+    del data["options"]["transformer"]
+    return {"data": data, "memo": memo}
 
 
 def _parser(tables: Tables, builder: object) -> lark.Lark:
@@ -77,29 +81,36 @@ def _numbered(table: Tables) -> dict[int, Any]:
 
 
 def _read(path: Path, key: str) -> Optional[Tables]:
-    """The tables in a cache file, None where there is none or it is not what was written."""
+    """The tables in a file, None where there is none or it is not as it was written, for this grammar."""
     try:
-        head, body = path.read_bytes().split(b"\n", 1)
-        if head.decode() != key + hashlib.sha256(body).hexdigest():
-            return None
-        tables: Tables = json.loads(body)
-        return tables
-    except (OSError, ValueError, RecursionError):
+        head, _, body = path.read_bytes().partition(b"\n")
+    except OSError:
         return None
+    if head != _seal(key, body):
+        return None
+    tables: Tables = json.loads(body)
+    return tables
 
 
-def _write(path: Path, key: str, tables: Tables) -> None:
-    """Put the tables in place in one step, so that a reader never sees half of them."""
+def _seal(key: str, body: bytes) -> bytes:
+    """The first line of a file: what tells that the rest belongs to the grammar and is whole."""
+    return (key + hashlib.sha256(body).hexdigest()).encode()
+
+
+def _write(path: Path, key: str, tables: Tables) -> bool:
+    """Put the tables in place in one step, so that a reader never sees half of them; False where that fails."""
     body = json.dumps(tables, separators=(",", ":")).encode()
-    head = (key + hashlib.sha256(body).hexdigest()).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
     except OSError:
-        return  # nowhere to keep it: the next run builds it again
+        return False
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(head + b"\n" + body)
+            file.write(_seal(key, body) + b"\n" + body)
+            os.fchmod(handle, 0o644)
         os.replace(name, path)
     except OSError:
         os.unlink(name)
+        return False
+    return True
