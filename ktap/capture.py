@@ -19,7 +19,7 @@ from typing import Callable, Mapping, NamedTuple, Optional, Tuple
 from ktap import demand
 from ktap.captured import ARGUMENTS, KERNEL_STACK, MEMBER, READ, RECORD, USER_STACK
 from ktap.event_format import DATA_LOC, REL_LOC, EventFormat
-from ktap.ir import Writer
+from compiler.ir import Writer
 from ktap.layout import HEAD_BYTES, Layout, Slot
 from ktap.predicate import Predicate, lower
 
@@ -63,8 +63,27 @@ class Chain(NamedTuple):
     """Of a bit field: where it lies in its bytes, and how wide it is (0: no bit field)."""
 
 
+class Access(NamedTuple):
+    """Where a lowered handler finds a value of the raw record; `kind` is a field's, or empty where there is none."""
+
+    name: str
+    kind: str = ""
+    offset: int = 0
+    size_bytes: int = 0
+    signed: bool = False
+    place: str = ""
+
+
+class Body(NamedTuple):
+    """A lowered handler of an event: its number, the filter it has, what it reads of the record."""
+
+    handler: int
+    filter: Optional[int]
+    accesses: Tuple[Access, ...]
+
+
 class Case(NamedTuple):
-    """One kind of record that a program makes."""
+    """One kind of record that a program makes, and the handlers that it runs itself."""
 
     layout: Layout
     format: Optional[EventFormat] = None
@@ -76,6 +95,11 @@ class Case(NamedTuple):
     reads: Tuple[demand.Read, ...] = ()
     chains: Mapping[str, Chain] = {}  # never changed
     """How to reach the members of structures, by path."""
+    bodies: Tuple[Body, ...] = ()
+    sends: bool = True
+    """Whether a handler in the VM wants the record."""
+    sent_filters: Optional[int] = None
+    """The bits of the filters for which the record is sent, None where it is sent whatever they say."""
 
 
 class Spec(NamedTuple):
@@ -91,6 +115,10 @@ class Spec(NamedTuple):
     """Only processes in the map `followed`."""
     cpu: Optional[int] = None
     machine: str = "x86_64"
+    emit: Optional[Callable[[Frame, Body, str, str], None]] = None
+    """Writes a lowered handler: the event's number as an operand, the label where it ends."""
+    scratch_bytes: int = 0
+    """What records of lowered handlers take at most."""
 
 
 class Task(NamedTuple):
@@ -108,7 +136,7 @@ def scratch_bytes(spec: Spec) -> int:
         sizes = [layout.most_bytes for layout in layouts if layout.varies]
     else:
         sizes = [layout.most_bytes for layout in layouts if layout.most_bytes > STACK_RECORD_BYTES]
-    return (max(sizes, default=0) + 15) & ~7
+    return (max(*sizes, spec.scratch_bytes, 0) + 15) & ~7 if sizes or spec.scratch_bytes else 0
 
 
 def capture_ir(spec: Spec) -> str:
@@ -182,13 +210,31 @@ def _case(w: Writer, spec: Spec, case: Case, task: Task, event: str, identity: s
     frame = Frame(w, spec, case, task, base, identity)
     mask = _filters(frame)
     point = w.value(f"add i64 {w.value(f'shl i64 {event}, {spec.bits}')}, {mask}")
-    send = _send_ring if spec.transport == RING else _send_perf
-    send(frame, event, point)
-    w.goto("out")
+    if case.bodies:
+        _run_bodies(frame, event, mask)
+    if case.sends:
+        fill = _fill_varying if case.layout.varies else _fill
+        send(frame, case.layout, event, lambda space: fill(frame, space, point), "out")
+    else:
+        w.goto("out")
+
+
+def _run_bodies(frame: Frame, event: str, mask: str) -> None:
+    """Run the handlers that are lowered; go on where the record is to be sent."""
+    w, case = frame.w, frame.case
+    assert frame.spec.emit is not None
+    for body in case.bodies:
+        end = w.fresh("end")
+        if body.filter is not None:
+            w.only_if(w.value(f"icmp ne i64 {w.value(f'and i64 {mask}, {1 << body.filter}')}, 0"), end)
+        frame.spec.emit(frame, body, event, end)
+        w.label(end)
+    if case.sends and case.sent_filters is not None:
+        w.only_if(w.value(f"icmp ne i64 {w.value(f'and i64 {mask}, {case.sent_filters}')}, 0"))
 
 
 def _needs_record(case: Case) -> bool:
-    return bool(case.filters or case.reads or case.layout.item(RECORD))
+    return bool(any(body.accesses for body in case.bodies) or case.filters or case.reads or case.layout.item(RECORD))
 
 
 class Frame:
@@ -267,53 +313,62 @@ def _filters(frame: Frame) -> str:
 # -- sending --------------------------------------------------------------------------------------
 
 
-def _send_ring(frame: Frame, event: str, point: str) -> None:
-    w, layout = frame.w, frame.case.layout
+Fill = Callable[[str], str]
+"""Writes a record but for its time at an address; its length as an i64 operand."""
+
+
+def send(frame: Frame, layout: Layout, event: str, fill: Fill, then: str) -> None:
+    """Make a record and hand it to the event buffer; ends the block with a jump to `then`."""
+    (_send_ring if frame.spec.transport == RING else _send_perf)(frame, layout, event, fill, then)
+
+
+def _send_ring(frame: Frame, layout: Layout, event: str, fill: Fill, then: str) -> None:
+    w = frame.w
+    lost = w.fresh("lost")
     if not layout.varies:
-        lost = w.fresh("lost")
         space = w.call("ringbuf_reserve", w.reference("buffer"), layout.fixed_bytes, 0)
         w.only_if(w.value(f"icmp ne ptr {space}, null"), lost)
-        _fill(frame, space, point)
+        w.store(8, w.call("ktime_get_ns"), space)
+        fill(space)
         w.call("ringbuf_submit", space, NO_WAKEUP)
-        w.goto("out")
+        w.goto(then)
         w.label(lost)
         _count_loss(w, event)
+        w.goto(then)
         return
     space = _scratch(frame)
-    length = _fill_varying(frame, space, point)
+    length = fill(space)
     pointer = w.local(16)
-    lost = w.fresh("lost")
     failed = w.call("ringbuf_reserve_dynptr", w.reference("buffer"), w.narrowed(length, 4), 0, pointer)
     w.only_if(w.value(f"icmp eq i64 {failed}, 0"), lost)
     w.store(8, w.call("ktime_get_ns"), space)
     w.call("dynptr_write", pointer, 0, space, w.narrowed(length, 4), 0)
     w.call("ringbuf_submit_dynptr", pointer, NO_WAKEUP)
-    w.goto("out")
+    w.goto(then)
     w.label(lost)
     w.call("ringbuf_discard_dynptr", pointer, NO_WAKEUP)
     _count_loss(w, event)
+    w.goto(then)
 
 
-def _send_perf(frame: Frame, event: str, point: str) -> None:
-    w, layout = frame.w, frame.case.layout
+def _send_perf(frame: Frame, layout: Layout, event: str, fill: Fill, then: str) -> None:
+    w = frame.w
     space = w.local(layout.most_bytes) if layout.most_bytes <= STACK_RECORD_BYTES else _scratch(frame)
     key = w.local(4)
     w.store(4, frame.task.cpu, key)
     busy = w.lookup("busy", key)
     w.value(f"atomicrmw add ptr {busy}, i64 1 seq_cst")
     if layout.varies:
-        length = _fill_varying(frame, space, point)
+        length = fill(space)
         w.store(8, w.call("ktime_get_ns"), space)
     else:
-        _fill(frame, space, point)
-        length = str(layout.fixed_bytes)
+        w.store(8, w.call("ktime_get_ns"), space)
+        length = fill(space)
     result = w.call("perf_event_output", "%ctx", w.reference("buffer"), CURRENT_CPU, space, length)
     w.value(f"atomicrmw add ptr {busy}, i64 -1 seq_cst")
-    lost = w.fresh("lost")
-    w.only_if(w.value(f"icmp ne i64 {result}, 0"), "out")
-    w.goto(lost)
-    w.label(lost)
+    w.only_if(w.value(f"icmp ne i64 {result}, 0"), then)
     _count_loss(w, event)
+    w.goto(then)
 
 
 def _scratch(frame: Frame) -> str:
@@ -332,14 +387,14 @@ def _count_loss(w: Writer, event: str) -> None:
 # -- filling --------------------------------------------------------------------------------------
 
 
-def _fill(frame: Frame, space: str, point: str) -> None:
-    """A record of one size, its time included."""
+def _fill(frame: Frame, space: str, point: str) -> str:
+    """A record of one size, but for its time; its length."""
     w, layout = frame.w, frame.case.layout
-    w.store(8, w.call("ktime_get_ns"), space)
     w.store(4, w.narrowed(point, 4), space, 8)
     w.store(4, frame.task.cpu, space, 12)
     for index, slot in enumerate(layout.slots):
         FILL[slot.name](frame, slot, space, layout.offset(index))
+    return str(layout.fixed_bytes)
 
 
 def _fill_varying(frame: Frame, space: str, point: str) -> str:
@@ -401,7 +456,9 @@ def _read(frame: Frame, read: demand.Read, target: str) -> str:
         size = w.value(f"select i1 {too_long}, i64 {read.most_bytes}, i64 {wanted}")
         negative = w.value(f"icmp slt i64 {wanted}, 0")
         size = w.value(f"select i1 {negative}, i64 0, i64 {size}")
-    failed = w.call(f"probe_read_{read.space}", target, w.narrowed(size, 8) if size.isdigit() else _word(w, size), address)
+    failed = w.call(
+        f"probe_read_{read.space}", target, w.narrowed(size, 8) if size.isdigit() else _word(w, size), address
+    )
     return w.value(f"select i1 {w.value(f'icmp eq i64 {failed}, 0')}, i64 {size}, i64 -1")
 
 

@@ -12,7 +12,7 @@ from compiler.lower.values import Site, Value, of_constant
 if TYPE_CHECKING:
     from compiler.lower.emit import Emitter
 
-SENT_KINDS = ("nil", "boolean", "integer", "string", "stack", "user stack", "address")
+SENT_KINDS = ("nil", "probename", "boolean", "integer", "string", "stack", "user stack", "address")
 USER_STACK_FLAG = 256
 """BPF_F_USER_STACK of linux/bpf.h."""
 UNITS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
@@ -38,10 +38,12 @@ def _send(emitter: Emitter, operation: Operation, values: List[Value], result: T
         if not value.type.is_only(*SENT_KINDS) or len(value.type.without("nil").kinds) > 1:
             raise NotLowered(operation.span, f"gives {operation.name} what may be {value.type}")
     types = tuple(value.type for value in sent)
-    emitter.environment.send(Site(operation.name, operation.span, types, tuple(constants)), sent)
+    site = Site(operation.name, operation.span, types, tuple(constants))
     if operation.name == "exit":
-        emitter.w.goto(emitter.end)
+        emitter.stop(site, sent)
         emitter.w.label(emitter.w.fresh("unreached"))
+    else:
+        emitter.environment.send(site, sent)
     return of_constant(None)
 
 

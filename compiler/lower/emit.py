@@ -209,9 +209,17 @@ class Emitter:
         wrong, right = self.w.fresh("fault"), self.w.fresh("l")
         self.w.branch(condition, wrong, right)
         self.w.label(wrong)
-        self.environment.send(Site(kind, span, (), (), detail or kind), ())
-        self.w.goto(self.end)
+        self.stop(Site(kind, span, (), (), detail), ())
         self.w.label(right)
+
+    def stop(self, site: Site, values: Sequence[Value]) -> None:
+        """Send a record behind which no handler runs any more (a fault, exit), and end this one."""
+        key = self.w.local(4)
+        self.w.store(4, 0, key)
+        flag = self.w.lookup("stopped", key, self.end)
+        self.w.store(8, 1, flag)
+        self.environment.send(site, values)
+        self.w.goto(self.end)
 
     # -- operations ---------------------------------------------------------------------------
 
@@ -324,6 +332,12 @@ class Emitter:
         test = "false"
         if self._both("string", left, right):
             test = self.texts.equal(left, right)
+        elif left.type.can_be("probename") and right.constant is not None:
+            test = self.environment.is_named(left.number, right.constant)
+        elif right.type.can_be("probename") and left.constant is not None:
+            test = self.environment.is_named(right.number, left.constant)
+        elif left.type.can_be("probename") or right.type.can_be("probename"):
+            raise NotLowered(None, "compares probename with what is no constant")
         elif any(self._both(kind, left, right) for kind in ("integer", "boolean", "address")) or {
             *left.type.kinds,
             *right.type.kinds,

@@ -36,8 +36,8 @@ INTEGER_DIGITS = 20
 """The longest an integer is as text."""
 ARITHMETIC = frozenset(["ADD", "SUB", "MUL", "DIV", "MOD", "BAND", "BOR", "BXOR", "SHL", "SHR", "NEG", "BITNOT"])
 COMPARISONS = frozenset(["EQ", "NE", "LT", "LE", "NOT", "INRANGE", "ADVANCE"])
-KEY_KINDS = ("integer", "string", "stack", "user stack", "address", "boolean", "key")
-VALUE_KINDS = ("integer", "string", "boolean", "stack", "user stack", "address", "nil")
+KEY_KINDS = ("integer", "probename", "string", "stack", "user stack", "address", "boolean", "key")
+VALUE_KINDS = ("integer", "probename", "string", "boolean", "stack", "user stack", "address", "nil")
 
 
 class Access(NamedTuple):

@@ -8,7 +8,20 @@ from compiler.lower.flat import Constant
 from vm.aggregate import Stats
 from vm.values import Address, Key, Stack, Table
 
-KINDS = ("nil", "boolean", "integer", "string", "stack", "user stack", "address", "stats", "key", "table", "function")
+KINDS = (
+    "nil",
+    "boolean",
+    "integer",
+    "string",
+    "stack",
+    "user stack",
+    "address",
+    "probename",
+    "stats",
+    "key",
+    "table",
+    "function",
+)
 MAX_STRING_BYTES = 4096
 """The longest string that a handler in the kernel holds (PATH_MAX of linux/limits.h)."""
 
@@ -58,6 +71,8 @@ NIL = Type(frozenset({"nil"}))
 BOOLEAN = Type(frozenset({"boolean"}))
 INTEGER = Type(frozenset({"integer"}))
 STATS = Type(frozenset({"stats"}))
+PROBENAME = Type(frozenset({"probename"}))
+"""The name of an event, as its number: a string outside."""
 
 
 def string(size_bytes: int) -> Type:

@@ -74,5 +74,8 @@ class Environment(Protocol):
     def send(self, site: Site, values: Sequence[Value]) -> None:
         """Hand a record to the event buffer; code goes on behind it."""
 
+    def is_named(self, number: str, name: bytes) -> str:
+        """Whether the event of a number has a name, as an i1."""
+
     def number(self, name: str) -> str:
         """A number that is known at load time (`realtime_offset`), as an i64."""
