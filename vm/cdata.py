@@ -1,4 +1,4 @@
-"""Typed pointers: what `p.name` and `p[n]` read, by the C types of `vm.declaration`.
+"""Typed pointers: what `p.name` and `p[n]` read, by the C types of `vm.c_types`.
 
 Numbers and enumerations are integers, arrays of char are strings, pointers are cdata again (nil for
 NULL), structures and other arrays are cdata that point at them. What cannot be read is nil.
@@ -9,17 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Callable, Optional, Tuple
 
-from vm.declaration import (
-    Array,
-    Declarations,
-    Integer,
-    Member,
-    Named,
-    Pointer,
-    Structure,
-    Type,
-    show,
-)
+from vm.c_types import Array, Integer, Member, Named, Pointer, Scope, Structure, Type, show
 from vm.fault import Fault
 from vm.values import Cdata, wrap
 
@@ -48,7 +38,7 @@ class View:
 
     __slots__ = ("beyond", "memory", "scope")
 
-    def __init__(self, scope: Declarations, memory: Memory, beyond: Memory) -> None:
+    def __init__(self, scope: Scope, memory: Memory, beyond: Memory) -> None:
         self.scope = scope
         self.memory = memory
         self.beyond = beyond

@@ -41,7 +41,7 @@ from vm.fault import Exit, Fault, Frame
 from vm.host import Host
 from vm.idle import IdleEvent
 from vm.library import install, rows
-from vm.limits import CALLS_A_ROUND, Limits
+from vm.limits import CALLS_A_ROUND, MAX_CALLBACKS, Limits
 from vm.memory import Account, Apart
 from vm.program import Program, Span
 from vm.translate import CALLS, Translation, Translator
@@ -59,7 +59,7 @@ from vm.values import (
 )
 
 if TYPE_CHECKING:
-    from vm.declaration import Types
+    from vm.c_types import Types
 
 if TYPE_CHECKING:
     from vm.library.builtin import Machine as LibraryMachine
@@ -136,6 +136,8 @@ class Machine(Apart):
         self.unhurried = False
         """True while code runs whose end may be far off: the main chunk, a tick, trace_end."""
         self.interrupted = False
+        self.callbacks = 0
+        """How many builtins and loops are calling a function of the script within each other."""
         self.builtins = install(cast("LibraryMachine", self))  # its protocol asks less of an output
         self.translator = Translator(program)
         self.idle = IdleEvent(host)
@@ -250,10 +252,15 @@ class Machine(Apart):
     def call(self, depth: int, function: object, *arguments: object) -> object:
         """Call a function from a builtin that was called at `depth`: a value, or a pack of none or several."""
         if not isinstance(function, FunctionType):
-            operators.not_callable(function)
-            raise AssertionError
-        result = function(depth + 1, *arguments)
-        return self.settle(depth + 1, result) if type(result) is tuple else result
+            raise operators.not_callable_fault(function)
+        if self.callbacks >= MAX_CALLBACKS:
+            raise too_deep()
+        self.callbacks += 1
+        try:
+            result = function(depth + 1, *arguments)
+            return self.settle(depth + 1, result) if type(result) is tuple else result
+        finally:
+            self.callbacks -= 1
 
     def settle(self, depth: int, result: object) -> object:
         """A result with its tail calls made: a value, or a pack."""
@@ -278,7 +285,8 @@ class Machine(Apart):
         if not isinstance(iterator, operators.Generator):
             found = next(iterator, None)  # type: ignore[call-overload]
             return None if found is None else operators.spread(found, count)
-        values = self.pack(depth, iterator.function(depth, iterator.state, iterator.control))  # type: ignore[operator]
+        result = self.call(depth, iterator.function, iterator.state, iterator.control)
+        values = result if type(result) is tuple else (result,)
         if not values or values[0] is None:
             return None
         iterator.control = values[0]

@@ -25,7 +25,7 @@ from vm.memory import Account
 from vm.values import Address, Cdata, Stack, Table, type_name
 
 if TYPE_CHECKING:
-    from vm.declaration import Types
+    from vm.c_types import Types
 
 Function = Callable[..., object]
 """A function as the machine calls it: `f(depth, *arguments)`; a tuple is zero or several results."""

@@ -75,8 +75,8 @@ def cdef(machine: Machine, depth: int, text: bytes) -> object:
 @builtin("ffi.cast", "type: string, x?: integer|cdata", "cdata or integer", ("argument",))
 def cast(machine: Machine, depth: int, type_text: bytes, x: Union[int, Cdata, None] = None) -> object:
     """x as a pointer of a C type, whose members read memory of the event; as an integer where the type is one"""
+    from vm.c_types import Integer, Pointer, show
     from vm.cdata import View
-    from vm.declaration import Integer, Pointer, show
 
     scope = declarations(machine)
     type = scope.resolve(scope.type_named(type_text.decode("utf-8", "replace")))

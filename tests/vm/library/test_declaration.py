@@ -9,21 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vm.declaration import (
-    CACHED_NAMES,
-    MOST_TEXT_BYTES,
-    Array,
-    Declarations,
-    Float,
-    Function,
-    Integer,
-    Named,
-    Pointer,
-    Structure,
-    Type,
-    Void,
-    show,
-)
+from vm.c_types import Array, Float, Function, Integer, Named, Pointer, Structure, Type, Void, show
+from vm.declaration import CACHED_NAMES, MOST_TEXT_BYTES, Declarations
 from vm.fault import Fault
 
 SCALARS = {

@@ -8,7 +8,8 @@ from typing import Optional
 import pytest
 from small_machine import MadeUpEvent, SmallMachine
 
-from vm.declaration import Declarations, Type
+from vm.c_types import Type
+from vm.declaration import Declarations
 from vm.fault import Fault
 from vm.values import Table
 
