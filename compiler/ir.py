@@ -99,11 +99,14 @@ class Writer:
         """A number that is filled in at load time, as an i64."""
         return self.value(f"ptrtoint ptr {self.reference(name)} to i64")
 
-    def local(self, size_bytes: int) -> str:
-        """Room on the stack, aligned to 8."""
-        name = f"%{self.fresh('room')}"
-        self._stack.append(f"  {name} = alloca [{(size_bytes + 7) // 8} x i64], align 8")
-        return name
+    def local(self, size_bytes: int, name: str = "") -> str:
+        """Room on the stack, aligned to 8. Rooms of one name and size are one room, for uses that do not overlap."""
+        words = (size_bytes + 7) // 8
+        room = f"%{name}_{words}" if name else f"%{self.fresh('room')}"
+        line = f"  {room} = alloca [{words} x i64], align 8"
+        if line not in self._stack:
+            self._stack.append(line)
+        return room
 
     def at(self, base: str, offset: int | str) -> str:
         """The address `offset` bytes (a number or an i64) behind a pointer."""

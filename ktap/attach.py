@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from compiler.bpf import Code, MapFd, compile_program, link
 from ktap import kernel, libbcc
@@ -26,8 +26,13 @@ from ktap.capture import (
     scratch_bytes,
     wanted_entry,
 )
+from ktap.glob import TEXT_VALUE_BYTES
 from ktap.plan import Captured, is_plain
+from ktap.predicate import needs_text
 from ktap.transport import Buffer
+
+if TYPE_CHECKING:
+    from ktap.lowered import Lowering
 
 MOST_CASES = 200
 """Kinds of records of one program."""
@@ -64,6 +69,8 @@ class Options(NamedTuple):
     machine: str
     event_id: Callable[[str], int]
     """The id of a tracepoint (`sched:sched_switch`)."""
+    lowering: Optional[Lowering] = None
+    """Handlers that run in the kernel."""
 
 
 class Skipped(NamedTuple):
@@ -134,17 +141,25 @@ class Attachment:
             options.cpu,
             options.machine,
         )
+        lowering = options.lowering
+        if lowering is not None and any(case.bodies for case in cases):
+            spec = lowering.complete(spec)
+            values = {**lowering.values(), **values}
         ir = capture_ir(spec)
         code = self._compiled.get(ir)
         if code is None:
             code = self._compiled[ir] = compile_program(ir, kernel.instruction_set())
         values = {**values, "losses": MapFd(self.losses)}
+        if lowering is not None and lowering.room_bytes:
+            values["room"] = MapFd(self._map(kernel.PERCPU_ARRAY, "ktap_room", lowering.room_bytes, 1))
         values.update((name, MapFd(fd)) for name, fd in self._buffer.maps)
         if options.followed is not None:
             values["followed"] = MapFd(options.followed)
         size = scratch_bytes(spec)
         if size:
             values["scratch"] = MapFd(self._map(kernel.ARRAY, "ktap_scratch", size, kernel.possible_cpus()))
+        if any(needs_text(condition) for case in cases for condition in case.filters):
+            values["text"] = MapFd(self._map(kernel.ARRAY, "ktap_text", TEXT_VALUE_BYTES, kernel.possible_cpus()))
         name = "".join(c if c.isalnum() or c in "_." else "_" for c in f"ktap_{label}")
         fd = libbcc.library().load_program(kind, name, link(code, values))
         self.programs.append(Program(label, fd))

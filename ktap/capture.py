@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from typing import Callable, Mapping, NamedTuple, Optional, Tuple
 
+from compiler.ir import Writer
 from ktap import demand
 from ktap.captured import ARGUMENTS, KERNEL_STACK, MEMBER, READ, RECORD, USER_STACK
 from ktap.event_format import DATA_LOC, REL_LOC, EventFormat
-from compiler.ir import Writer
 from ktap.layout import HEAD_BYTES, Layout, Slot
-from ktap.predicate import Predicate, lower
+from ktap.predicate import Predicate, lower, searches
 
 SYSCALL_ENTER, SYSCALL_EXIT, RAW, TRACEPOINT, PROFILE = "syscall enter", "syscall exit", "raw", "tracepoint", "profile"
 """What a program is attached to, which says what its context holds."""
@@ -157,7 +157,7 @@ def capture_ir(spec: Spec) -> str:
     if spec.cpu is not None:
         w.only_if(w.value(f"icmp eq i32 {cpu}, {spec.cpu}"))
     if spec.followed:
-        key = w.local(4)
+        key = w.local(4, "key")
         w.store(4, w.narrowed(process, 4), key)
         w.lookup("followed", key)
     task = Task(pair, cpu)
@@ -186,7 +186,7 @@ def _syscall_number(w: Writer, spec: Spec) -> str:
     """The number of the system call as an i64; calls of 32-bit programs are left out, as tracefs does."""
     if spec.context == SYSCALL_ENTER:
         return w.load(8, "%ctx", 8)
-    room = w.local(8)
+    room = w.local(8, "word")
     registers = w.load(8, "%ctx")
     place = w.value(f"add i64 {registers}, {REGISTERS[spec.machine].number}")
     w.call("probe_read_kernel", room, 8, place)
@@ -195,7 +195,7 @@ def _syscall_number(w: Writer, spec: Spec) -> str:
 
 def _wanted(w: Writer, number: str) -> str:
     """The entry for a system call; goes to `out` for one that nobody wants."""
-    key = w.local(4)
+    key = w.local(4, "key")
     w.store(4, w.narrowed(number, 4), key)
     entry = w.load(8, w.lookup("wanted", key))
     w.only_if(w.value(f"icmp ne i64 {entry}, 0"))
@@ -249,6 +249,8 @@ class Frame:
         """What the offsets of the format count from."""
         self.identity = identity
         """The event's id, an i64."""
+        self.searches = sum(searches(predicate) for case in spec.cases for predicate in case.filters)
+        """In the filters of the whole program (see ktap.glob)."""
 
     def expression(self, expression: demand.Expression) -> str:
         """An address or a length as an i64; 0 where there is no such value."""
@@ -265,7 +267,7 @@ class Frame:
                 right = w.value(f"and i64 {right}, 63")
             return w.value(f"{demand.OPERATORS[expression.operator][0]} i64 {left}, {right}")
         assert isinstance(expression, demand.Read)
-        room = w.local(8)
+        room = w.local(8, "word")
         w.store(8, 0, room)
         size = min(8, expression.most_bytes)
         w.call(f"probe_read_{expression.space}", room, size, self.expression(expression.address))
@@ -276,12 +278,12 @@ def _syscall_record(w: Writer, spec: Spec, case: Case, number: str) -> str:
     """The record of a system call's event on the stack, as the kernel would make it, but for its first 8 bytes."""
     registers = REGISTERS[spec.machine]
     if spec.context == SYSCALL_EXIT:
-        room = w.local(24)
+        room = w.local(24, "record")
         w.store(8, w.load(8, "%ctx", 8), room, 16)
     else:
-        room = w.local(16 + 8 * len(registers.arguments))
+        room = w.local(16 + 8 * len(registers.arguments), "record")
         low, high = min(registers.arguments), max(registers.arguments) + 8
-        copy = w.local(high - low)
+        copy = w.local(high - low, "registers")
         source = w.value(f"add i64 {w.load(8, '%ctx')}, {low}")
         w.call("probe_read_kernel", copy, high - low, source)
         for index, offset in enumerate(registers.arguments):
@@ -338,7 +340,7 @@ def _send_ring(frame: Frame, layout: Layout, event: str, fill: Fill, then: str) 
         return
     space = _scratch(frame)
     length = fill(space)
-    pointer = w.local(16)
+    pointer = w.local(16, "dynptr")
     failed = w.call("ringbuf_reserve_dynptr", w.reference("buffer"), w.narrowed(length, 4), 0, pointer)
     w.only_if(w.value(f"icmp eq i64 {failed}, 0"), lost)
     w.store(8, w.call("ktime_get_ns"), space)
@@ -353,8 +355,8 @@ def _send_ring(frame: Frame, layout: Layout, event: str, fill: Fill, then: str) 
 
 def _send_perf(frame: Frame, layout: Layout, event: str, fill: Fill, then: str) -> None:
     w = frame.w
-    space = w.local(layout.most_bytes) if layout.most_bytes <= STACK_RECORD_BYTES else _scratch(frame)
-    key = w.local(4)
+    space = w.local(layout.most_bytes, "send") if layout.most_bytes <= STACK_RECORD_BYTES else _scratch(frame)
+    key = w.local(4, "key")
     w.store(4, frame.task.cpu, key)
     busy = w.lookup("busy", key)
     w.value(f"atomicrmw add ptr {busy}, i64 1 seq_cst")
@@ -372,13 +374,13 @@ def _send_perf(frame: Frame, layout: Layout, event: str, fill: Fill, then: str) 
 
 
 def _scratch(frame: Frame) -> str:
-    key = frame.w.local(4)
+    key = frame.w.local(4, "key")
     frame.w.store(4, frame.task.cpu, key)
     return frame.w.lookup("scratch", key)
 
 
 def _count_loss(w: Writer, event: str) -> None:
-    key = w.local(4)
+    key = w.local(4, "key")
     w.store(4, w.narrowed(event, 4), key)
     counter = w.lookup("losses", key)
     w.value(f"atomicrmw add ptr {counter}, i64 1 seq_cst")
@@ -470,7 +472,7 @@ def _member(frame: Frame, chain: Chain, target: str) -> str:
     """Follow pointers from an argument or the running task and read the member at their end."""
     w = frame.w
     address = w.call("get_current_task") if chain.argument is None else w.load(8, "%ctx", 8 * chain.argument)
-    room = w.local(8)
+    room = w.local(8, "word")
     for offset in chain.steps[:-1]:
         w.store(8, 0, room)
         w.call("probe_read_kernel", room, 8, w.value(f"add i64 {address}, {offset}"))

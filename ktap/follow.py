@@ -12,9 +12,9 @@ import struct
 from typing import Callable, List, Sequence
 
 from compiler.bpf import MapFd, compile_program, link
+from compiler.ir import Writer
 from ktap import kernel, libbcc
 from ktap.event_format import EventFormat
-from ktap.ir import Writer
 
 MOST_TASKS = 65_536
 FOLLOWED = "followed"

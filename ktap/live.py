@@ -15,7 +15,7 @@ import os
 import platform
 import struct
 import time
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from ktap import attach, kernel, libbcc
 from ktap.captured import TextOf, make_event
@@ -23,13 +23,16 @@ from ktap.demand import Demand
 from ktap.event_format import EventFormat
 from ktap.follow import Follower
 from ktap.needs import needs
-from ktap.plan import Captured, captured, probes_of
+from ktap.plan import Captured, Wanted, captured, probes_of
 from ktap.resolve import Kernel, Resolver
 from ktap.tracefs import TracepointName
 from ktap.transport import Buffer, Order
 from vm.diagnostic import Diagnostic, Refusal
-from vm.event import Batch, Event, Loss, Probe
+from vm.event import Action, Batch, Event, Loss, Probe
 from vm.program import Program
+
+if TYPE_CHECKING:
+    from ktap.lowered import Lowering
 
 RING_BYTES = 16 << 20
 PERF_BYTES_A_CPU = 4 << 20
@@ -73,13 +76,23 @@ class Helpers(NamedTuple):
 class LiveSource:
     """See vm.event.Source."""
 
-    def __init__(self, program: Program, options: Options, helpers: Helpers, where: Kernel, say: Say) -> None:
+    def __init__(
+        self,
+        program: Program,
+        options: Options,
+        helpers: Helpers,
+        where: Kernel,
+        say: Say,
+        lowering: Optional[Lowering] = None,
+    ) -> None:
+        """`lowering` may choose handlers that run in the kernel; without it all run in the VM."""
+        self._lowering = lowering
         self._program = program
         self._options = options
         self._helpers = helpers
         self._kernel = where
         self._say = say
-        self._points: List[Tuple[Event, Tuple[int, ...]]] = []
+        self._points: List[Tuple[Event, Tuple[Union[int, Action], ...]]] = []
         self._labels: List[str] = []
         self._order = Order()
         self._sleep_ns = SHORTEST_SLEEP_NS
@@ -94,8 +107,6 @@ class LiveSource:
         wanted = needs(
             self._program, [(probe.function, probe.takes_event) for probe in probes], self._options.event_string_bytes
         )
-        if wanted.diagnostics:
-            raise Refusal(wanted.diagnostics, self._program.source)
         demands = {
             index: wanted.of_function[probe.function].joined(self._options.also) for index, probe in enumerate(probes)
         }
@@ -105,6 +116,10 @@ class LiveSource:
         found = resolver.wanted(demands, wanted.places)
         for notice in resolver.notices:
             self._say(notice)
+        if self._lowering is not None:
+            found = self._lower(probes, found, demands)
+        else:
+            self._check(probes)
         symbols = self._symbols(demands)
         events = [captured(event, symbols) for event in found]
         if events:
@@ -113,6 +128,25 @@ class LiveSource:
             except OSError as error:
                 self.close()
                 raise refusal(error) from error
+
+    def _check(self, probes: Sequence[Probe]) -> None:
+        """Raises Refusal for what handlers outside the kernel cannot be given."""
+        handlers = [(probe.function, probe.takes_event) for probe in probes]
+        problems = needs(self._program, handlers, self._options.event_string_bytes).diagnostics
+        if problems:
+            raise Refusal(problems, self._program.source)
+
+    def _lower(self, probes: Sequence[Probe], found: List[Wanted], demands: Dict[int, Demand]) -> List[Wanted]:
+        """Choose the handlers that go to the kernel and take them out of what is captured."""
+        assert self._lowering is not None
+        lowered = self._lowering.choose(probes, found)
+        self._check([probe for index, probe in enumerate(probes) if index not in lowered])
+        if not lowered:
+            self._lowering = None
+            return found
+        programs = {index: sum(index in event.probes for event in found) for index in lowered}
+        self._lowering.prepare(len(found), programs)
+        return [self._lowering.divided(event, lowered, demands) for event in found]
 
     def _symbols(self, demands: Dict[int, Demand]) -> Dict[str, int]:
         from ktap.needs import symbols_of
@@ -134,9 +168,13 @@ class LiveSource:
             self._follower = Follower(self._options.pids, lambda name: tracefs.format(TracepointName("sched", name)))
         followed = self._follower.map_fd if self._follower else None
         own = kernel.own_process()
-        common = attach.Options(bits, own, followed, self._options.cpu, platform.machine(), self._event_id)
+        common = attach.Options(
+            bits, own, followed, self._options.cpu, platform.machine(), self._event_id, self._lowering
+        )
         self._attachment = attach.Attachment(self._buffer, common, len(events))
         skipped = self._attachment.attach(list(enumerate(events)))
+        if self._lowering is not None:
+            self._add_sites(events, bits)
         if len(skipped) == len(events):
             raise skipped[0].error
         if skipped:
@@ -147,7 +185,9 @@ class LiveSource:
             )
         slow = self._attachment.perf_tracepoints
         if slow >= attach.SLOW_DETACH:
-            self._say(f"{slow} events with their fields: the kernel will take about {detach_s(slow)} s to let go of them")
+            self._say(
+                f"{slow} events with their fields: the kernel will take about {detach_s(slow)} s to let go of them"
+            )
 
     def _event_id(self, label: str) -> int:
         group, _, name = label.partition(":")
@@ -167,6 +207,20 @@ class LiveSource:
 
         return PerfBuffer(power_of_two(self._options.buffer_bytes or PERF_BYTES_A_CPU))
 
+    def _add_sites(self, events: Sequence[Captured], bits: int) -> None:
+        """Make known what handlers in the kernel send."""
+        assert self._lowering is not None and self._buffer is not None
+        outside = self._lowering.outside()
+        layouts = [event.case.layout for event in events] + [site.layout for site in outside]
+        self._buffer.expect(layouts, bits)
+        for site in outside:
+            self._points += [(site.event, (site.handle,))] * (1 << bits)
+
+    def settle(self) -> None:
+        """See vm.event.Source.settle: what handlers in the kernel have counted comes into the script's tables."""
+        if self._lowering is not None and self._lowering.tables is not None:
+            self._lowering.tables.drain()
+
     def _set_points(self, events: Sequence[Captured], bits: int) -> None:
         for event in events:
             shown = None
@@ -180,7 +234,7 @@ class LiveSource:
     # -- reading ----------------------------------------------------------------------------------
 
     @property
-    def points(self) -> Sequence[Tuple[Event, Sequence[int]]]:
+    def points(self) -> Sequence[Tuple[Event, Sequence[Union[int, Action]]]]:
         """See vm.event.Source.points."""
         return self._points
 

@@ -13,6 +13,7 @@ from ktap.capture import (
     RAW,
     SYSCALL_ENTER,
     SYSCALL_EXIT,
+    Body,
     Case,
     record_bytes,
 )
@@ -56,11 +57,14 @@ class Wanted(NamedTuple):
     timer: Optional[Timer] = None
     arguments: Tuple[str, ...] = ()
     """Names of a raw tracepoint's arguments."""
+    bodies: Tuple[Body, ...] = ()
+    """Handlers that run in the kernel; `probes` are then those that do not."""
 
 
 def is_plain(wanted: Wanted) -> bool:
     """Whether a tracepoint serves as a raw one: neither its filters nor its handlers look at the record."""
-    return not wanted.filters and not reads_record(wanted.demand)
+    lowered = any(body.accesses for body in wanted.bodies)
+    return not wanted.filters and not lowered and not reads_record(wanted.demand)
 
 
 class Captured(NamedTuple):
@@ -113,9 +117,29 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
         slots.append(record_slot(wanted.context, wanted.format))
     layout = aligned(tuple(slots))
     keep_format = wanted.format if wanted.format is not None and _dynamic(wanted.format) else None
-    case = Case(layout, keep_format, wanted.filters, None in wanted.filter_of, tuple(placed))
+    always = None in wanted.filter_of or any(body.filter is None for body in wanted.bodies)
+    case = Case(
+        layout,
+        keep_format,
+        wanted.filters,
+        always,
+        tuple(placed),
+        bodies=wanted.bodies,
+        sends=bool(wanted.probes),
+        sent_filters=_bits(wanted.filter_of),
+    )
     kind = Kind(wanted.name, layout, wanted.format, tuple(reads), wanted.arguments, symbols)
     return Captured(wanted, case, kind)
+
+
+def _bits(filters: Tuple[Optional[int], ...]) -> Optional[int]:
+    """The bits of filters, None where one of them is no filter at all."""
+    total = 0
+    for index in filters:
+        if index is None:
+            return None
+        total |= 1 << index
+    return total
 
 
 def context_slots(wanted: Demand) -> List[Slot]:

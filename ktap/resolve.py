@@ -6,19 +6,20 @@ named outright must be there.
 
 from __future__ import annotations
 
-import re
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from compiler.filter import FilterError, parse_filter
 from ktap import syscalls
 from ktap.capture import PROFILE, RAW, SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT
 from ktap.demand import Demand, join
 from ktap.event_format import EventFormat
 from ktap.plan import MOST_FILTERS, Timer, Wanted, field_of, reads_record
-from ktap.predicate import FilterError, Predicate, predicate
+from ktap.predicate import Predicate, Subject, Unfit, predicate
 from ktap.tracefs import Tracefs, TracepointName, is_glob, match_names
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Probe
 from vm.program import Program, Span
+from vm.timers import period_ns
 
 SYSCALLS = "syscalls"
 ELSEWHERE = ("trace_begin", "trace_end", "tick-")
@@ -31,11 +32,6 @@ LATER = {
     "perf": "hardware and software counters",
 }
 """Kinds of events that this version does not attach, and what they are."""
-UNITS_NS = {"s": 10**9, "sec": 10**9, "ms": 10**6, "msec": 10**6, "us": 10**3, "usec": 10**3, "ns": 1, "": 10**9}
-TIMER = re.compile(r"profile-(\d+) ?(s|sec|ms|msec|us|usec|ns|hz|)")
-SHORTEST_NS = 10_000
-"""The kernel's cpu-clock does not go faster (perf_swevent_start_hrtimer of kernel/events/core.c)."""
-
 RawArguments = Callable[[str], Optional[Tuple[str, ...]]]
 """Names of a raw tracepoint's arguments; None where there is no such tracepoint."""
 
@@ -93,13 +89,20 @@ class Resolver:
             return
         targets = self._targets_of(text, probe, wanted)
         left_out: List[str] = []
+        tree = None
+        if probe.filter is not None:
+            try:
+                tree = parse_filter(probe.filter, probe.span)
+            except FilterError as error:
+                self._problem(probe.span, error.message, error.hint)
+                return
         for key in targets:
             target = self._targets[key]
             condition: Optional[Predicate] = None
-            if probe.filter is not None:
+            if tree is not None:
                 try:
-                    condition = predicate(probe.filter, target.context, target.format)
-                except FilterError as error:
+                    condition = predicate(tree, Subject(target.label, target.format, target.arguments))
+                except Unfit as error:
                     if len(targets) == 1 or not error.about_event:
                         self._problem(probe.span, str(error), error.hint)
                         return
@@ -191,16 +194,10 @@ class Resolver:
         return targets
 
     def _profile(self, text: str, span: Span) -> List[Key]:
-        match = TIMER.fullmatch(text)
-        count = int(match[1]) if match else 0
-        if match is None or count == 0:
-            self._problem(span, f"bad timer `{text}`", "as in profile-99hz or profile-10ms")
-            return []
-        period = 10**9 // count if match[2] == "hz" else count * UNITS_NS[match[2]]
-        if not SHORTEST_NS <= period < 1 << 62:
-            self._problem(
-                span, f"`{text}` is too {'short' if period < SHORTEST_NS else 'long'}", "10us is the shortest"
-            )
+        try:
+            period = period_ns(text)
+        except ValueError as error:
+            self._problem(span, str(error))
             return []
         return [self._one(Target(PROFILE, text, text, timer=Timer(period)))]
 
