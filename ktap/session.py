@@ -208,7 +208,7 @@ def source_of(machine: Machine, child: Optional[Child], options: Options) -> Sou
     """Where events come from. Raises Refusal."""
     from ktap.sources import live_source
 
-    return live_source(machine, options, child and child.pid, notice)
+    return live_source(machine, options, None if child is None else child.pid, notice)
 
 
 def notice(text: str) -> None:

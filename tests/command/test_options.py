@@ -93,9 +93,7 @@ def test_refused(line: str, message: str) -> None:
     assert "\n" not in caught.value.render()
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [("1", 1), ("4096", 4096), ("64K", 65536), ("2m", 2 << 20), ("1G", 1 << 30)]
-)
+@pytest.mark.parametrize(("text", "size"), [("1", 1), ("4096", 4096), ("64K", 65536), ("2m", 2 << 20), ("1G", 1 << 30)])
 def test_sizes(text: str, size: int) -> None:
     assert read_size(text) == size
 
