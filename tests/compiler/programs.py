@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 OPERATORS = ["+", "-", "*", "/", "%", "&", "|", "^", "<<", ">>", "==", "!=", "<", "<=", ">", ">=", "&&", "||"]
-COMMON = ["+", "-", "*", "<", "==", "&&", "||"]
+INTEGERS = ["+", "-", "*", "&", "|", "^", "<<", ">>", "&&", "||"]
+LITERALS = ["nil", "true", "false", "0x7fffffffffffffff"]
 GLOBALS = ["g1", "g2"]
 
 
@@ -39,28 +40,44 @@ class Writer:
         return self.pick(*self.variables[-6:], *GLOBALS)
 
     def expression(self, depth: int = 3) -> str:
+        """A value, an integer or nil as a rule: what could be an error is rare, so that programs run long."""
         kinds = ["number", "name", "name"]
         if depth > 0:
             kinds += ["binary", "binary", "unary", "brackets", "entry", "logical"] + ["call"] * bool(self.functions)
         kind = self.pick(*kinds)
         if kind == "number":
-            return self.pick("0", "1", "2", "3", "7", "-1", "nil", "true", "false", "64", "0x7fffffffffffffff")
+            return self.pick(*LITERALS) if self.chance(4) else self.pick("0", "1", "2", "3", "7", "-1", "64")
         if kind == "name":
             return self.name()
         if kind == "binary":
-            operator = self.pick(*(COMMON if self.chance(70) else OPERATORS))
+            operator = self.pick(*(OPERATORS if self.chance(4) else INTEGERS))
             return f"({self.expression(depth - 1)} {operator} {self.expression(depth - 1)})"
         if kind == "logical":
             return f"{self.name()} {self.pick('&&', '||')} {self.name()} {self.pick('&&', '||')} {self.expression(depth - 1)}"
         if kind == "unary":
-            return f"{self.pick('-', '!', '~', '!')} {self.expression(depth - 1)}"
+            return f"{self.pick('-', '~')} {self.expression(depth - 1)}"
         if kind == "entry":
             return f"t[{self.keys(depth - 1)}]"
         return self.call(depth - 1) if kind == "call" else f"({self.expression(depth - 1)})"
 
+    def condition(self, depth: int = 2) -> str:
+        """A value that is tested."""
+        kinds = ["order", "equal", "plain"] + ["and", "or", "not", "brackets"] * (depth > 0)
+        kind = self.pick(*kinds)
+        if kind == "order":
+            return f"({self.name()} || {self.number(-1, 9)}) {self.pick('<', '<=', '>', '>=')} {self.number(-1, 9)}"
+        if kind == "equal":
+            return f"{self.expression(1)} {self.pick('==', '!=')} {self.expression(1)}"
+        if kind == "not":
+            return f"!({self.condition(depth - 1)})"
+        if kind in ("and", "or"):
+            return f"{self.condition(depth - 1)} {kind} {self.condition(depth - 1)}"
+        return f"({self.condition(depth - 1)})" if kind == "brackets" else self.expression(depth)
+
     def keys(self, depth: int) -> str:
         return ", ".join(
-            self.pick("1", "2", "true", self.name(), self.expression(depth)) for _ in range(1 + self.chance(20))
+            self.pick("1", "2", "true", f"({self.name()} || 0)", f"({self.expression(depth)} || 5)")
+            for _ in range(1 + self.chance(20))
         )
 
     def call(self, depth: int = 1) -> str:
@@ -113,19 +130,19 @@ class Writer:
         return self.call()
 
     def write_break(self, loop: bool, function: bool) -> str:
-        return f"if ({self.expression()}) {{ break }}" if self.chance(80) else "break"
+        return f"if ({self.condition()}) {{ break }}" if self.chance(80) else "break"
 
     def write_continue(self, loop: bool, function: bool) -> str:
-        return f"if ({self.expression()}) {{ continue }}" if self.chance(80) else "continue"
+        return f"if ({self.condition()}) {{ continue }}" if self.chance(80) else "continue"
 
     def write_return(self, loop: bool, function: bool) -> str:
         values = self.call() if self.functions and self.chance(40) else self.expressions(0, 3)
-        return f"if ({self.expression()}) {{ return {values} }}" if self.chance(60) else f"return {values};"
+        return f"if ({self.condition()}) {{ return {values} }}" if self.chance(60) else f"return {values};"
 
     def write_if(self, loop: bool, function: bool) -> str:
-        text = f"if ({self.expression()}) {{ {self.block(loop, function)} }}"
+        text = f"if ({self.condition()}) {{ {self.block(loop, function)} }}"
         for _ in range(self.number(0, 2)):
-            text += f" elseif ({self.expression()}) {{ {self.block(loop, function)} }}"
+            text += f" elseif ({self.condition()}) {{ {self.block(loop, function)} }}"
         return text + (f" else {{ {self.block(loop, function)} }}" if self.chance(50) else "")
 
     def write_block(self, loop: bool, function: bool) -> str:
@@ -133,7 +150,7 @@ class Writer:
 
     def write_while(self, loop: bool, function: bool) -> str:
         counter = self.new("w")
-        more = f" && {self.expression()}" if self.chance(30) else ""
+        more = f" && {self.condition()}" if self.chance(30) else ""
         body = self.block(True, function)
         return f"var {counter} = 0 while ({counter} < {self.number(0, 4)}{more}) {{ {counter} += 1 {body} }}"
 
