@@ -37,6 +37,7 @@ class Options(NamedTuple):
     replay: Optional[str] = None
     buffer: str = "auto"
     buffer_bytes: Optional[int] = None
+    tier: str = "vm"
     fail_on_loss: bool = False
     unsafe: bool = False
     limits: tuple[tuple[str, int], ...] = ()
@@ -120,6 +121,7 @@ def read_pattern(text: str) -> str:
 RUNS = ("run", "simple")
 SCRIPTS = ("run", "bytecode", "compile", "dump")
 BUFFERS = ("auto", "perf", "ring")
+TIERS = ("vm", "kernel", "auto")
 STAGES = ("ast", "bytecode")
 
 FLAGS: tuple[Flag, ...] = (
@@ -147,6 +149,7 @@ FLAGS: tuple[Flag, ...] = (
     Flag(("--record",), "FILE", "record", "keep the events that the script's probes see in FILE"),
     Flag(("--replay",), "FILE", "replay", "take events from such a FILE, not from this machine"),
     Flag(("--buffer",), "KIND", "buffer", "how events leave the kernel: perf, ring or auto", RUNS, one_of(BUFFERS)),
+    Flag(("--tier",), "TIER", "tier", "where handlers run: vm, kernel or auto", RUNS, one_of(TIERS)),
     Flag(("--buffer-bytes",), "SIZE", "buffer_bytes", "size of each processor's buffer", RUNS, read_size),
     Flag(("--fail-on-loss",), "", "fail_on_loss", "exit status 4 when anything was lost"),
     Flag(("--unsafe",), "", "unsafe", "let the script call system() and signal()"),

@@ -84,6 +84,7 @@ class PerfBuffer:
         """See Buffer.expect."""
         self._shape = shape(layouts, points_bits)
         uniform = self._shape.uniform
+        self._stride = 0
         if uniform is not None:
             self._stride = (SAMPLE_HEADER + uniform.fixed_bytes + 7) & ~7
             self._unpack = striding(uniform, SAMPLE_HEADER, self._stride).iter_unpack

@@ -53,6 +53,7 @@ class RingBuffer:
         """See Buffer.expect."""
         self._shape = shape(layouts, points_bits)
         uniform = self._shape.uniform
+        self._stride = 0
         if uniform is not None:
             self._stride = RECORD_HEADER + ((uniform.fixed_bytes + 7) & ~7)
             self._size = uniform.fixed_bytes

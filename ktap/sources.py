@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Callable, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Optional, Sequence
 
 from ktap import live, tracefs
 from ktap.event_format import EventFormat
@@ -12,6 +12,9 @@ from ktap.print_format import Formatter, event_text
 from ktap.resolve import Kernel
 from vm.machine import Machine
 from vm.values import Table
+
+if TYPE_CHECKING:
+    from ktap.lowered import Lowering
 
 
 def live_source(
@@ -36,7 +39,16 @@ def live_source(
 
     helpers = live.Helpers(format_text, table, machine.host.kernel_address)
     kernel = Kernel(tracefs.find, os.uname().machine, lambda name: None, lambda: ())
-    return live.LiveSource(machine.program, settings, helpers, kernel, say)
+    return live.LiveSource(machine.program, settings, helpers, kernel, say, lowering_of(machine, options))
+
+
+def lowering_of(machine: Machine, options: Options) -> Optional[Lowering]:
+    """What puts handlers into the kernel, None where all stay in the VM."""
+    if options.tier == "vm":
+        return None
+    from ktap.lowered import Lowering
+
+    return Lowering(machine, options.tier == "kernel")
 
 
 class Names:

@@ -35,8 +35,9 @@ from vm.aggregate import Keeping, Stats
 from vm.histogram import steps
 from vm.values import Address, Key, Stack, outer_key, wrap
 
-DROPS, ZEROS, SUMS, SAMPLES = "drops", "zeros", "sums", "samples"
-"""References of programs: entries dropped by table; a value of zeros; variables that are added to and sampled."""
+DROPS, ZEROS, SUMS, SAMPLES, STOPPED = "drops", "zeros", "sums", "samples", "stopped"
+"""References of programs: entries dropped by table; a value of zeros; variables that are added to and sampled; whether
+a handler has ended the run."""
 LARGE_ENTRY_BYTES = 512
 """Entries from this size on are allocated when they are made, not all at the start."""
 
@@ -50,6 +51,10 @@ class Held(NamedTuple):
     value_bytes: int
 
 
+NameOf = Callable[[int], bytes]
+"""The name of an event by its number."""
+
+
 class Variables(NamedTuple):
     """How the VM's variables are read and written."""
 
@@ -61,13 +66,21 @@ class KernelTables:
     """The maps of a plan. Everything ends with their file descriptors. Raises OSError."""
 
     def __init__(
-        self, plan: Plan, keeping: Keeping, stats: StatsLayout, entries: int, drained: bool, variables: Variables
+        self,
+        plan: Plan,
+        keeping: Keeping,
+        stats: StatsLayout,
+        entries: int,
+        drained: bool,
+        variables: Variables,
+        name_of: NameOf,
     ) -> None:
         """`entries` is the limit of a table; `drained` says that sums are taken out while events fire."""
         self.plan = plan
         self.keeping = keeping
         self.stats = stats
         self.variables = variables
+        self.name_of = name_of
         self.cpus = kernel.possible_cpus()
         self.names: Dict[int, str] = {}
         self.held: Dict[str, Held] = {}
@@ -75,6 +88,7 @@ class KernelTables:
         self._make_tables(entries, drained)
         self._make_variables(drained)
         self._array(ZEROS, kernel.ARRAY, max(4096, stats.size_bytes), 1)
+        self._array(STOPPED, kernel.ARRAY, 8, 1)
         self._array(DROPS, kernel.PERCPU_ARRAY, 8, max(1, len(plan.tables)))
 
     # -- making -------------------------------------------------------------------------------
@@ -152,10 +166,10 @@ class KernelTables:
                 self._copy(home, name)
             elif home.home == SUM:
                 for key, value in self._taken(name):
-                    self._add(home, unpack_key(home.facts.key, key), sum(words(value)))
+                    self._add(home, unpack_key(home.facts.key, key, self.name_of), sum(words(value)))
             elif home.home == AGGREGATION:
                 for key, value in self._taken(name):
-                    self._merge(home, unpack_key(home.facts.key, key), value)
+                    self._merge(home, unpack_key(home.facts.key, key, self.name_of), value)
         self._drain_variables()
 
     def _taken(self, name: str) -> Iterator[Tuple[bytes, bytes]]:
@@ -187,7 +201,9 @@ class KernelTables:
         held = self.held[name]
         home.table.clear()
         for key, value in kernel.take_all(held.inner[0], held.key_bytes, held.value_bytes, False):
-            home.table.put(unpack_key(home.facts.key, key), unpack_value(home.facts.value, value))
+            home.table.put(
+                unpack_key(home.facts.key, key, self.name_of), unpack_value(home.facts.value, value, self.name_of)
+            )
 
     def _drain_variables(self) -> None:
         fresh: Dict[str, int] = {}
@@ -255,12 +271,12 @@ def pack_part(kind: Type, value: object) -> bytes:
     return struct.pack("=q", value)
 
 
-def unpack_key(kind: Type, data: bytes) -> object:
+def unpack_key(kind: Type, data: bytes, name_of: NameOf) -> object:
     """A key as a script sees it."""
     parts: List[object] = []
     for part in key_parts(kind):
         size = part_bytes(part)
-        parts.append(unpack_bytes(part, data[:size]) if part.is_bytes else number(part, data))
+        parts.append(unpack_bytes(part, data[:size]) if part.is_bytes else number(part, data, name_of))
         data = data[size:]
     return make_key(parts) if kind.can_be("key") else parts[0]
 
@@ -272,9 +288,11 @@ def make_key(parts: Sequence[object]) -> Key:
     return make(parts)
 
 
-def number(kind: Type, data: bytes) -> object:
-    """An integer, a boolean or an address in 8 bytes."""
+def number(kind: Type, data: bytes, name_of: NameOf) -> object:
+    """An integer, a boolean, an address or an event's name in 8 bytes."""
     (value,) = struct.unpack_from("=q", data)
+    if kind.can_be("probename"):
+        return name_of(value)
     if kind.can_be("boolean"):
         return bool(value)
     return Address(value) if kind.can_be("address") else value
@@ -303,13 +321,13 @@ def pack_value(kind: Type, value: object, size_bytes: int) -> bytes:
     return struct.pack("=q", value).ljust(size_bytes, b"\0")
 
 
-def unpack_value(kind: Type, data: bytes) -> object:
+def unpack_value(kind: Type, data: bytes, name_of: NameOf) -> object:
     """A value as a script sees it."""
     plain = kind.without("nil")
     if plain.is_bytes and plain.size_bytes:
         (length,) = struct.unpack_from("=q", data)
         return data[8 : 8 + length]
-    return number(plain, data)
+    return number(plain, data, name_of)
 
 
 def merge(stats: Stats, layout: StatsLayout, data: bytes) -> None:

@@ -7,7 +7,7 @@ object, which is pointed at a record (`event.record = record`) while its handler
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Protocol, Sequence
+from typing import Callable, NamedTuple, Optional, Protocol, Sequence, Union
 
 from vm.program import Span
 
@@ -93,6 +93,10 @@ class Loss(NamedTuple):
     events: int
 
 
+Action = Callable[[int, Event], object]
+"""Does for a record what a handler would: it is given the call depth and the event, and may raise Fault and Exit."""
+
+
 class Batch(NamedTuple):
     """Records in order of time, and the time up to which no earlier one can still come."""
 
@@ -109,14 +113,17 @@ class Source(Protocol):
         """Make the probes live. Raises diagnostics for what the kernel or the recording lacks."""
 
     @property
-    def points(self) -> Sequence[tuple[Event, Sequence[int]]]:
-        """For every point: its event object and the indexes of the probes that want it."""
+    def points(self) -> Sequence[tuple[Event, Sequence[Union[int, Action]]]]:
+        """For every point: its event object and the indexes of the probes that want it, or what else is to be done."""
 
     def now_ns(self) -> int:
         """The source's clock: CLOCK_MONOTONIC live, the recording's time in a replay."""
 
     def poll(self, timeout_ns: int) -> Batch:
         """Wait at most `timeout_ns` and return what came."""
+
+    def settle(self) -> None:
+        """Bring what handlers elsewhere (in the kernel) have counted into the script's tables, for a tick or trace_end."""
 
     def losses(self) -> Sequence[Loss]:
         """What was lost so far."""

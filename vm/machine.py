@@ -36,7 +36,7 @@ from typing import (
 
 from vm import operators
 from vm.aggregate import Stats, keeping
-from vm.event import Event, Probe
+from vm.event import Action, Event, Probe
 from vm.fault import Exit, Fault, Frame
 from vm.host import Host
 from vm.idle import IdleEvent
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from vm.library.builtin import Machine as LibraryMachine
 
 Pack = Tuple[object, ...]
-Point = Tuple[Event, Sequence[int]]
+Point = Tuple[Event, Sequence[Union[int, Action]]]
 Name = Union[int, bytes]
 
 FRAMES_A_CALL = 4
@@ -408,8 +408,11 @@ class Machine(Apart):
         """What `deliver` needs of a source's points; their handlers are given as indexes of `probes`."""
         bound = []
         for event, wanted in points:
-            calls = []
+            calls: List[Tuple[Callable[..., object], Tuple[object, ...], bool]] = []
             for index in wanted:
+                if not isinstance(index, int):
+                    calls.append((index, (event,), False))
+                    continue
                 probe = probes[index]
                 arguments = (EventValue(event),) if probe.takes_event else ()
                 code = self.program.functions[probe.function].code
@@ -455,6 +458,8 @@ class Machine(Apart):
             assert isinstance(error, Fault)
             fault = error
         frames: List[Frame] = []
+        if fault.frames:  # one that happened in the kernel knows its place
+            return fault
         traceback = error.__traceback__
         while traceback is not None:
             frames.extend(self.frame(traceback.tb_frame, traceback.tb_lineno))

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from vm.diagnostic import Diagnostic, Refusal
-from vm.event import Batch, Event, Loss, Probe, Source
+from vm.event import Action, Batch, Event, Loss, Probe, Source
 from vm.fault import Exit, Fault
 from vm.host import Host
 from vm.machine import Bound, Machine
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 class Clock:
     """The source of a script that has ticks only: time passes, nothing happens."""
 
-    points: Sequence[Tuple[Event, Sequence[int]]] = ()
+    points: Sequence[Tuple[Event, Sequence[Union[int, Action]]]] = ()
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -75,6 +75,9 @@ class Clock:
         """Wait."""
         time.sleep(timeout_ns / 1e9)
         return Batch((), self.now_ns(), False)
+
+    def settle(self) -> None:
+        """Nothing is counted elsewhere."""
 
     def losses(self) -> Sequence[Loss]:
         """Nothing is lost."""
@@ -125,6 +128,7 @@ class Run:
         try:
             if source is not None:
                 self.trace(source, ticks)
+                source.settle()
                 losses.extend(source.losses())
             self.going = True
             self.run_all(self.named("trace_end"))
@@ -159,7 +163,7 @@ class Run:
         """Where events and time come from, None for a script that needs neither."""
         if self.probes and self.source is None:
             program = self.machine.program
-            message = "this machine can run the script, but has no events to give it"
+            message = "this runner has no live events; the ktap command traces them"
             raise Refusal([Diagnostic(program.source_name, self.probes[0].span, message)], program.source, 3)
         if self.probes or (ticks and not self.options.live):
             return self.source
@@ -221,6 +225,7 @@ class Run:
         while due_ns is not None and due_ns <= horizon_ns:
             done = self.deliver_until(records, done, due_ns)
             self.machine.idle.time_ns = None if live else due_ns
+            source.settle()
             tick = schedule.take(source.now_ns() if live else None)
             self.machine.run_handler(tick.handler, tick.event)
             due_ns = schedule.next_ns()
