@@ -12,6 +12,7 @@ from lark import Token
 
 from compiler import hints, literal, tree
 from compiler.filter import FilterError, parse_filter
+from compiler.place import Placed, cover, place, within
 from vm.diagnostic import Diagnostic
 from vm.program import Span
 
@@ -19,9 +20,10 @@ TIMER = re.compile(r"(tick|profile)-(\d+)(\w*)", re.ASCII)
 UNITS = ("s", "sec", "ms", "msec", "us", "usec", "ns", "hz")
 """Units of a timer; none means seconds."""
 
+WITH_ARGUMENTS = ("probe:", "sdt:")
+"""What events begin with that fetch arguments may follow."""
 SPELLINGS = {"and": "&&", "or": "||", "not": "!"}
 
-Placed = Union[Token, tree.Node]
 Children = list[Any]
 """Tokens, and what the methods for the rules within gave."""
 
@@ -40,31 +42,6 @@ class Parameters(NamedTuple):
     variadic: bool
 
 
-def place(item: Placed) -> Span:
-    """Where a token or a node stands."""
-    if isinstance(item, Token):
-        return Span(item.line or 1, item.column or 1, item.end_line or 1, item.end_column or 1)
-    return item.span
-
-
-def cover(first: Placed, last: Placed) -> Span:
-    """From the start of one to the end of the other."""
-    start, end = place(first), place(last)
-    return Span(start.line, start.column, end.end_line, end.end_column)
-
-
-def within(token: Token, start: int, end: int) -> Span:
-    """The place of characters `start` … `end` of a token."""
-
-    def at(offset: int) -> tuple[int, int]:
-        before = token[:offset]
-        line = place(token).line + before.count("\n")
-        column = offset - before.rfind("\n") if "\n" in before else place(token).column + offset
-        return line, column
-
-    return Span(*at(start), *at(end))
-
-
 def dotted(target: tree.Node) -> str:
     """`a.b.c` as written; empty for anything else."""
     if isinstance(target, tree.Member):
@@ -79,6 +56,8 @@ class Builder:
         self.source_name = ""
         self.diagnostics: list[Diagnostic] = []
         self.warnings: list[Diagnostic] = []
+        self.foreign_line = 0
+        """The last line on which a word of another language was refused."""
         self.read_events: Callable[[Token], Optional[Events]] = lambda quoted: None
         """Reads what is within the quotes of an older `trace "EVENT"`."""
 
@@ -87,9 +66,12 @@ class Builder:
         self.source_name = source_name
         self.diagnostics = []
         self.warnings = []
+        self.foreign_line = 0
 
     def refuse(self, span: Span, message: str, hint: Optional[str] = None) -> None:
         """Note an error; reading goes on."""
+        if span.line == self.foreign_line:
+            return
         self.diagnostics.append(Diagnostic(self.source_name, span, message, hint))
 
     # -- statements -----------------------------------------------------------------------------
@@ -121,10 +103,14 @@ class Builder:
         """`elif (c) { }` reads as a call and a block."""
         if not isinstance(before, tree.Evaluate) or before.span.end_line != block.span.line:
             return
-        function = before.call.function
-        hint = hints.misspelt(function.name) if isinstance(function, tree.Name) else None
-        if hint is not None:
-            self.refuse(function.span, f"unexpected symbol near '{dotted(function)}'", hint)
+        name = dotted(before.call.function)
+        if name in hints.WORDS:
+            self._refuse_foreign(before.call.function.span, name)
+
+    def _refuse_foreign(self, span: Span, name: str) -> None:
+        """A word of another language: what else is wrong with the line follows from it."""
+        self.refuse(span, f"unexpected symbol near '{name}'", hints.WORDS[name])
+        self.foreign_line = span.line
 
     def nothing(self, children: Children) -> None:
         """`;`."""
@@ -270,9 +256,10 @@ class Builder:
         call = children[0]
         if isinstance(call, tree.Call):
             return tree.Evaluate(call.span, call)
-        if isinstance(call, tree.Name):
-            hint = hints.WORDS.get(call.name, f"a call is written {call.name}()")
-            self.refuse(call.span, f"unexpected symbol near '{call.name}'", hint)
+        if isinstance(call, tree.Name) and call.name in hints.WORDS:
+            self._refuse_foreign(call.span, call.name)
+        elif isinstance(call, tree.Name):
+            self.refuse(call.span, f"unexpected symbol near '{call.name}'", f"a call is written {call.name}()")
         else:
             self.refuse(call.span, "an expression is no statement", "assign it, or call it")
         return None
@@ -310,6 +297,9 @@ class Builder:
             text = " ".join(str(token) for token in new)
             texts, filters = [tree.EventText(cover(new[0], new[-1]), text)], []
             self._check_timer(new[0])
+            if len(new) > 1 and not text.startswith(WITH_ARGUMENTS):
+                message = "only functions and markers (probe:, sdt:) have fetch arguments"
+                self.refuse(place(new[1]), message, "a comma separates events")
         if len(children) == 1:
             return Events(texts, filters)
         children[0].texts.extend(texts)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from typing import Collection, NamedTuple, Optional
 
-from compiler.skim import CLOSERS, SKIM
-from compiler.spell import suggest
+from compiler.skim import CLOSERS, KEYWORDS, SKIM
 
 WORDS = {
     "elif": "did you mean 'elseif'?",
@@ -27,6 +26,7 @@ WORDS = {
     "int": "did you mean 'var'?",
     "probe": "did you mean 'trace'?",
     "foreach": "did you mean 'for'?",
+    "unless": "did you mean 'if (!…)'?",
     "goto": "there is no goto",
     "switch": "there is no switch; use if and elseif",
     "tick": "a timer is written without blanks: tick-1s { }",
@@ -36,24 +36,38 @@ WORDS = {
 
 SIGNS = {
     "~=": "did you mean '!='?",
+    "<>": "did you mean '!='?",
+    "=>": "did you mean '>='?",
+    "=<": "did you mean '<='?",
     "=": "did you mean '=='?",
     "==": "did you mean '='?",
-    "!=": "a comparison is no statement",
     "++": "did you mean '+= 1'?",
     "--": "did you mean '-= 1'? A comment starts with '#'",
     "//": "a comment starts with '#'",
     "/*": "a comment starts with '#'",
     "->": "a member is read with '.'",
-    "=>": "did you mean '>='?",
     "?": "there is no ?: operator; use 'c && a || b'",
     ":": "there are no methods; call t.f(t)",
     "`": "a kernel symbol is written `name`",
     "[[": "']]' is missing",
 }
 """By what stands where the error is."""
+PAIRS = ("++", "--", "->", "//", "/*")
+"""Those of `SIGNS` whose first half an expression may go on with."""
+ASSIGNMENTS = {"=": "COMPARE", "==": "EQUAL"}
+"""The terminal that must have been possible for what `SIGNS` says of these."""
 
-BEGINNERS = ("if", "elseif", "while", "for", "until")
-"""Keywords that a condition in brackets follows."""
+CLOSING = {"(": "RPAR", "[": "RSQB", "{": "RBRACE"}
+"""The terminals that close brackets."""
+OPERATORS = frozenset(
+    ["+", "-", "*", "/", "%", "<", ">", "&", "|", "^", "&&", "||", "<<", ">>", "..", "!=", "<=", ">="]
+)
+NO_FLOATS = "there are no floats"
+INTEGER = re.compile(r"0[xX][0-9a-fA-F]+|\d+", re.ASCII)
+FLOAT = re.compile(r"\d*\.\d\w*|\d+[eE]\d*", re.ASCII)
+FIRST_WORD = re.compile(r"[\s}]*([A-Za-z_]\w*)", re.ASCII)
+LONE_TARGET = re.compile(r"\s*[A-Za-z_][\w.]*\s*", re.ASCII)
+TIMER_WORD = re.compile(r"(?:tick|profile)\s*\Z")
 
 
 class Opening(NamedTuple):
@@ -63,6 +77,12 @@ class Opening(NamedTuple):
     line: int
     column: int
     depth: int
+    is_block: bool
+
+    @property
+    def unclosed(self) -> str:
+        """What is wrong with it."""
+        return f"the '{self.bracket}' at {self.line}:{self.column} is not closed"
 
 
 class Mistake(NamedTuple):
@@ -80,6 +100,16 @@ class Mistake(NamedTuple):
     opening: Optional[Opening]
     """The innermost open bracket."""
 
+    @property
+    def line_before(self) -> str:
+        """The part of its line before it."""
+        return self.source[self.source.rfind("\n", 0, self.offset) + 1 : self.offset]
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it is the first thing on its line."""
+        return "\n" in self.source[self.behind : self.offset]
+
 
 class Explanation(NamedTuple):
     """What to tell: characters `start` … `end` of the source are wrong, and why."""
@@ -93,33 +123,28 @@ class Explanation(NamedTuple):
 def show(text: str, width: int = 40) -> str:
     """Text of a script as a message quotes it: on one line, not too long, nothing invisible."""
     text = text if len(text) <= width else text[:width] + "…"
-    return "".join(c if c.isprintable() else f"\\x{ord(c) & 0xFF:02x}" if ord(c) != 10 else "\\n" for c in text)
-
-
-def misspelt(word: str) -> Optional[str]:
-    """The keyword that was meant by a word before `(condition) { }`; None where it is just a name."""
-    known = WORDS.get(word)
-    near = suggest(word, BEGINNERS)
-    return known or (f"did you mean '{near}'?" if near is not None else None)
+    return "".join(c if c.isprintable() else f"\\x{ord(c) & 0xFF:02x}" if c != "\n" else "\\n" for c in text)
 
 
 def explain(mistake: Mistake) -> Explanation:
     """The message for a syntax error: few words, and right rather than many."""
-    source, offset = mistake.source, mistake.offset
-    found = SKIM.match(source, offset)
+    source, start = mistake.source, mistake.offset
+    found = SKIM.match(source, start)
     if found is None:
-        return Explanation(mistake.behind, mistake.behind, "unexpected symbol near '<eof>'", _of_end(mistake))
-    text = found[0]
-    unfinished = _unfinished(mistake, text)
+        hint = mistake.opening.unclosed if mistake.opening is not None else _of_expected(mistake)
+        return Explanation(mistake.behind, mistake.behind, "unexpected symbol near '<eof>'", hint)
+    unfinished = _unfinished(mistake, found[0])
     if unfinished is not None:
         return unfinished
-    start, end = offset, found.end()
-    number = re.compile(r"\d+\.\d\w*").match(source, _number_start(source, offset))
-    if number is not None and number.end() > offset:
-        start, end = number.span()
-        hint: Optional[str] = "there are no floats"
+    end = found.end()
+    number = FLOAT.match(source, _number_start(source, start))
+    pair = source[max(start - 1, 0) : start + 1]
+    if number is not None and number.end() > start:
+        start, end, hint = number.start(), number.end(), NO_FLOATS
+    elif pair in PAIRS:
+        start, hint = start - 1, SIGNS[pair]
     else:
-        hint = _of_text(mistake, text, found.lastgroup or "")
+        hint = _of_text(mistake, found[0], found.lastgroup or "")
     return Explanation(start, end, f"unexpected symbol near '{show(source[start:end])}'", hint)
 
 
@@ -143,28 +168,67 @@ def _unfinished(mistake: Mistake, text: str) -> Optional[Explanation]:
     return None
 
 
-def _of_end(mistake: Mistake) -> Optional[str]:
-    opening = mistake.opening
-    if opening is not None:
-        return f"the '{opening.bracket}' at {opening.line}:{opening.column} is not closed"
-    return _of_expected(mistake)
-
-
 def _of_text(mistake: Mistake, text: str, kind: str) -> Optional[str]:
     """The hint for what was found; what it says beats what was expected."""
-    opening = mistake.opening
-    if kind == "number" and not re.fullmatch(r"0[xX][0-9a-fA-F]+|\d+", text):
-        return "there are no floats" if re.fullmatch(r"\d+(\.\d*)?([eE]\d*)?", text) else "this is no number"
+    if kind == "number" and not INTEGER.fullmatch(text):
+        return "this is no number"
     if text in CLOSERS:
-        if opening is None:
-            return f"no '{CLOSERS[text]}' is open"
-        if opening.bracket != CLOSERS[text]:
-            return f"the '{opening.bracket}' at {opening.line}:{opening.column} is not closed"
-    if text in ("+", "-") and mistake.source[mistake.offset - 1 : mistake.offset] == text:
-        return SIGNS[text * 2]
-    if text == "=" and "COMPARE" not in mistake.expected:
+        return _of_closer(mistake.opening, CLOSERS[text])
+    if text == "{" and mistake.opening is not None and not mistake.opening.is_block:
+        return _of_opening(mistake)
+    if text == "-" and TIMER_WORD.search(mistake.line_before):
+        return WORDS["tick"]
+    if kind == "sign" and text in OPERATORS and "UPDATE" in mistake.expected:
+        return "an expression is no statement; assign it, or call it"
+    if text == "=" and "FILTER" in mistake.expected:
+        return "a fetch argument is written without blanks: name=value"
+    if text in ASSIGNMENTS and ASSIGNMENTS[text] not in mistake.expected:
         return _of_expected(mistake)
-    return SIGNS.get(text) or WORDS.get(text) or _of_expected(mistake)
+    if text == "=" and LONE_TARGET.fullmatch(mistake.line_before):
+        return _of_assignment(mistake)
+    return SIGNS.get(text) or WORDS.get(text) or _of_line(mistake, text)
+
+
+def _of_assignment(mistake: Mistake) -> str:
+    """The hint for `name =` on a line of its own, within an expression."""
+    opening = mistake.opening
+    if opening is None or opening.is_block:
+        return "the line before goes on here"
+    opening_line = mistake.source.split("\n", opening.line)[opening.line - 1]
+    return opening.unclosed if _margin(mistake.line_before) <= _margin(opening_line) else SIGNS["="]
+
+
+def _margin(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _is_in_brackets(mistake: Mistake) -> bool:
+    return mistake.opening is not None and not mistake.opening.is_block
+
+
+def _of_closer(opening: Optional[Opening], wanted: str) -> Optional[str]:
+    """The hint for a closing bracket, which `wanted` opens."""
+    if opening is None or (opening.is_block and wanted != "{"):
+        return f"no '{wanted}' is open"
+    return opening.unclosed if opening.bracket != wanted else None
+
+
+def _of_opening(mistake: Mistake) -> Optional[str]:
+    """The hint where the innermost bracket could have been closed."""
+    opening = mistake.opening
+    return opening.unclosed if opening is not None and CLOSING[opening.bracket] in mistake.expected else None
+
+
+def _of_line(mistake: Mistake, text: str) -> Optional[str]:
+    """The hint that the line gives: its end, a keyword in it, or how it begins."""
+    if mistake.is_fresh:
+        return (_of_opening(mistake) if _is_in_brackets(mistake) else None) or _of_expected(mistake)
+    first = FIRST_WORD.match(mistake.line_before)
+    if first is not None and first[1] in WORDS and first[1] not in KEYWORDS:
+        return WORDS[first[1]]
+    if text in KEYWORDS and "NAME" in mistake.expected:
+        return f"'{text}' is a keyword"
+    return _of_expected(mistake)
 
 
 def _of_expected(mistake: Mistake) -> Optional[str]:
@@ -172,12 +236,12 @@ def _of_expected(mistake: Mistake) -> Optional[str]:
     expected = set(mistake.expected)
     if "EVENT" in expected:
         return "an event must follow, such as trace syscalls:* { }"
-    if "FILTER" in expected or expected == {"LBRACE", "FUNCTION"}:
-        return "a block { } must follow"
-    if expected == {"LBRACE"}:
+    if "FILTER" in expected or expected in ({"LBRACE", "FUNCTION"}, {"LBRACE"}):
         return "a block { } must follow"
     if expected == {"UNTIL"}:
         return "repeat { } ends with until (condition)"
     if expected == {"LPAR"} and mistake.before in ("IF", "ELSEIF", "WHILE", "UNTIL", "FOR"):
         return f"( ) must follow '{mistake.before.lower()}'"
+    if mistake.before == "FUNCTION" and "NAME" in expected:
+        return "a name must follow 'function'"
     return None

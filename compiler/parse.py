@@ -13,8 +13,9 @@ from lark import Lark, Token, UnexpectedCharacters, UnexpectedInput, UnexpectedT
 from lark.lexer import LineCounter
 
 from compiler import literal, tables, tree
-from compiler.build import Builder, Events, place
+from compiler.build import Builder, Events
 from compiler.hints import Explanation, Mistake, Opening, explain
+from compiler.place import place, span_of
 from compiler.skim import CLOSERS, HEADERS, SKIM, Broken, next_statement
 from vm.diagnostic import Diagnostic, Refusal
 from vm.program import Span
@@ -91,15 +92,6 @@ def _decode(text: Union[str, bytes], name: str) -> str:
     return text
 
 
-def span_of(source: str, start: int, end: int) -> Span:
-    """The place of characters `start` … `end` of a source."""
-
-    def at(offset: int) -> tuple[int, int]:
-        return source.count("\n", 0, offset) + 1, offset - source.rfind("\n", 0, offset)
-
-    return Span(*at(start), *at(end))
-
-
 @cache
 def _parser() -> tuple[Lark, Builder]:
     """The parser and the builder it calls, made once."""
@@ -172,7 +164,8 @@ class _Reader:
         else:
             depth = len(self.state.state_stack)
             span = place(token)
-            self.openings.append(Opening(bracket, span.line, span.column, depth))
+            is_block = "statements" in self.state.parse_conf.states[self.state.position]
+            self.openings.append(Opening(bracket, span.line, span.column, depth, is_block))
             self.header = self.header and bracket != "{"
             return self._is_shallow(token, len(self.openings), depth)
         return len(self.state.state_stack) < MOST_STATES or self._is_shallow(token, 0, MOST_STATES)
@@ -201,7 +194,8 @@ class _Reader:
         again = offset == self.failed_at
         self.failed_at = offset
         self.failures += 1
-        behind = self.before.end_pos or 0 if self.before else 0
+        first = len(self.source) - len(self.source.lstrip())
+        behind = self.before.end_pos or 0 if self.before else first
         before = self.before.type if self.before else ""
         explanation = explain(Mistake(self.source, offset, behind, expected, before, self._innermost(offset)))
         if self.start != "script":
@@ -259,9 +253,9 @@ class _Reader:
     def _is_consequence(self, explanation: Explanation) -> bool:
         """Whether an error only follows from one that was told before."""
         word = self.source[explanation.start : explanation.end]
-        if word in ("", "}"):
+        if word == "" or (word == "}" and not self.openings):
             return self.uncertain and bool(self.builder.diagnostics)
-        before = self.state.value_stack[-1]
+        before = self.state.value_stack[-1] if self.state.value_stack else None
         if isinstance(before, list) and before:
             before = before[-1]
         orphan = isinstance(before, tree.Block) and before.span[:2] in self.orphans

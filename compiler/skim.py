@@ -11,7 +11,7 @@ SKIM = re.compile(
     |(?P<number>\d\w*(?:\.\d\w*)?)
     |(?P<timer>(?:tick|profile)-\d\w*)
     |(?P<word>[^\W\d]\w*)
-    |(?P<sign>\[\[|<<<|\.\.\.|\.\.=|[-+*/%<>=!~]=|\+\+|--|//|/\*|->|=>|<<|>>|&&|\|\||\.\.|[\s\S])""",
+    |(?P<sign>\[\[|<<<|\.\.\.|\.\.=|[-+*/%<>=!~]=|\+\+|--|//|/\*|->|=>|=<|<>|<<|>>|&&|\|\||\.\.|[\s\S])""",
     re.VERBOSE,
 )
 """Any text as a row of rough tokens."""
@@ -20,6 +20,7 @@ HEADERS = frozenset(("if", "elseif", "else", "while", "for", "repeat", "function
 """Words after which a `{` begins a block; so do timers."""
 STARTERS = HEADERS - {"function", "else", "elseif"} | {"var", "local", "return", "break", "continue"}
 """Words that can only begin a statement; so do timers."""
+KEYWORDS = STARTERS | HEADERS | {"in", "until", "nil", "true", "false", "and", "or", "not"}
 CLOSERS = {")": "(", "]": "[", "}": "{"}
 
 
