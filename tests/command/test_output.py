@@ -15,7 +15,6 @@ import pytest
 from vm.fault import Exit, Fault
 from vm.output import BUFFER_BYTES, INTERVAL_NS, RESERVE_BYTES, Output, StampedOutput
 
-
 F_SETPIPE_SZ = 1031
 
 
