@@ -152,7 +152,8 @@ def capture_ir(spec: Spec) -> str:
         entry = _wanted(w, number)
     pair = w.call("get_current_pid_tgid")
     process = w.value(f"lshr i64 {pair}, 32")
-    w.only_if(w.value(f"icmp ne i64 {process}, {spec.own_process}"))
+    if spec.context != PROFILE:
+        w.only_if(w.value(f"icmp ne i64 {process}, {spec.own_process}"))
     cpu = w.call("get_smp_processor_id")
     if spec.cpu is not None:
         w.only_if(w.value(f"icmp eq i32 {cpu}, {spec.cpu}"))

@@ -25,6 +25,14 @@ READ, MEMBER, STATE = "read:", "member:", "state:"
 
 WORD = Struct("=q").unpack_from
 
+PLUMBING = ("bpf_prog_", "bpf_trace_run", "__bpf_trace_", "__traceiter_", "bpf_get_stack", "trace_call_bpf")
+"""How the symbols of frames between a raw tracepoint and its program begin."""
+PLUMBING_FRAMES = 6
+"""As many of them there are at most."""
+
+SymbolOf = Callable[[int], str]
+"""The symbol of a kernel address, as vm.host.Host.kernel_symbol gives it."""
+
 
 class Kind(NamedTuple):
     """What a point's records hold, and how they are shown."""
@@ -39,6 +47,8 @@ class Kind(NamedTuple):
     """Names of a raw tracepoint's arguments, empty strings where BTF knows none."""
     symbols: Mapping[str, int] = {}
     """Addresses of the kernel symbols in the reads."""
+    plumbing: bool = False
+    """The kernel stack begins with the frames that led to the capture program."""
     signed_members: Tuple[str, ...] = ()
     """Members whose bytes are a signed integer."""
     text_members: Tuple[str, ...] = ()
@@ -55,6 +65,8 @@ class CapturedEvent:
     reads: Tuple[Tuple[demand.Read, int], ...] = ()
     """Each read with the place of its value in the record."""
     places: Dict[str, int] = {}  # noqa: RUF012  # likewise
+    plumbing_frames: Dict[int, bool] = {}  # noqa: RUF012  # likewise; grows by the addresses met
+    symbol_of: SymbolOf
 
     def __init__(self) -> None:
         self.record = ()
@@ -120,11 +132,27 @@ class CapturedEvent:
         data = self.record[place]
         if not isinstance(data, bytes):
             return Stack((), space, 0)
-        frames = Struct(f"={len(data) // 8}q").unpack(data)[skip : skip + depth]
+        frames = Struct(f"={len(data) // 8}q").unpack(data)
+        if self.kind.plumbing and space == demand.KERNEL:
+            skip += self.plumbing(frames)
+        frames = frames[skip : skip + depth]
         while frames and frames[-1] == 0:
             frames = frames[:-1]
         pid = self.value("pid") if space == demand.USER else 0
         return Stack(frames, space, pid if isinstance(pid, int) else 0)
+
+    def plumbing(self, frames: Tuple[int, ...]) -> int:
+        """How many frames lead from the traced place to the capture program."""
+        count = 0
+        for frame in frames[:PLUMBING_FRAMES]:
+            known = self.plumbing_frames.get(frame)
+            if known is None:
+                name = self.symbol_of(frame & 0xFFFFFFFFFFFFFFFF)
+                known = self.plumbing_frames[frame] = name.startswith(PLUMBING)
+            if not known:
+                break
+            count += 1
+        return count
 
     def state(self, name: str) -> object:
         """`in_interrupt`, `in_iowait` as booleans; None where it is not known."""
@@ -152,11 +180,11 @@ TextOf = Callable[[bytes], bytes]
 TableOf = Callable[[Sequence[int]], object]
 
 
-def make_event(kind: Kind, text: Optional[TextOf], table: TableOf) -> CapturedEvent:
+def make_event(kind: Kind, text: Optional[TextOf], table: TableOf, symbol_of: SymbolOf) -> CapturedEvent:
     """The event object of a kind of point.
 
     `text` gives argstr of a raw record (None: the event has none), `table` makes a table of a field
-    that is an array of integers.
+    that is an array of integers, `symbol_of` names kernel addresses.
     """
     places = {slot.name: 3 + index for index, slot in enumerate(kind.layout.slots)}
     getters = _context(kind, places)
@@ -172,6 +200,8 @@ def make_event(kind: Kind, text: Optional[TextOf], table: TableOf) -> CapturedEv
     namespace["getters"] = getters
     namespace["kind"] = kind
     namespace["places"] = places
+    namespace["plumbing_frames"] = {}
+    namespace["symbol_of"] = staticmethod(symbol_of)
     namespace["reads"] = tuple((read, places[f"{READ}{number}"]) for number, read in enumerate(kind.reads))
     event: CapturedEvent = type("Event", (CapturedEvent,), namespace)()
     return event

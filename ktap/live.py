@@ -71,6 +71,8 @@ class Helpers(NamedTuple):
     """Makes a table of a field that is an array of integers."""
     symbol: Callable[[str], Optional[int]]
     """The address of a kernel symbol."""
+    symbol_of: Callable[[int], str]
+    """The symbol of an address in the kernel."""
 
 
 class LiveSource:
@@ -226,7 +228,7 @@ class LiveSource:
             shown = None
             if event.kind.format is not None and "argstr" in event.wanted.demand.variables:
                 shown = self._helpers.format_text(event.kind.format)
-            made = make_event(event.kind, shown, self._helpers.table)
+            made = make_event(event.kind, shown, self._helpers.table, self._helpers.symbol_of)
             self._labels.append(event.wanted.label)
             for mask in range(1 << bits):
                 self._points.append((made, probes_of(event.wanted, mask)))

@@ -10,6 +10,7 @@ from typing import List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from ktap import demand
 from ktap.capture import (
+    PROFILE,
     RAW,
     SYSCALL_ENTER,
     SYSCALL_EXIT,
@@ -17,7 +18,7 @@ from ktap.capture import (
     Case,
     record_bytes,
 )
-from ktap.captured import ARGUMENTS, KERNEL_STACK, READ, RECORD, USER_STACK, Kind
+from ktap.captured import ARGUMENTS, KERNEL_STACK, PLUMBING_FRAMES, READ, RECORD, USER_STACK, Kind
 from ktap.demand import Demand
 from ktap.event_format import INLINE, INTEGER, POINTER, EventFormat, Field
 from ktap.layout import Slot, aligned, fixed, integer, variable
@@ -128,7 +129,7 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
         sends=bool(wanted.probes),
         sent_filters=_bits(wanted.filter_of),
     )
-    kind = Kind(wanted.name, layout, wanted.format, tuple(reads), wanted.arguments, symbols)
+    kind = Kind(wanted.name, layout, wanted.format, tuple(reads), wanted.arguments, symbols, wanted.context != PROFILE)
     return Captured(wanted, case, kind)
 
 
@@ -157,7 +158,7 @@ def context_slots(wanted: Demand) -> List[Slot]:
     if "ppid" in names:
         slots.append(integer("ppid", "i"))
     if wanted.kernel_stack:
-        slots.append(variable(KERNEL_STACK, 8 * wanted.kernel_stack))
+        slots.append(variable(KERNEL_STACK, 8 * (wanted.kernel_stack + PLUMBING_FRAMES)))
     if wanted.user_stack:
         slots.append(variable(USER_STACK, 8 * wanted.user_stack))
     return slots
