@@ -37,7 +37,7 @@ def live_source(
             made.put(place, value)
         return made
 
-    helpers = live.Helpers(format_text, table, machine.host.kernel_address)
+    helpers = live.Helpers(format_text, table, machine.host.kernel_address, machine.host.kernel_symbol)
     kernel = Kernel(tracefs.find, os.uname().machine, lambda name: None, lambda: ())
     return live.LiveSource(machine.program, settings, helpers, kernel, say, lowering_of(machine, options))
 
