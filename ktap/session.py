@@ -6,7 +6,7 @@ import os
 import signal
 from contextlib import suppress
 from types import FrameType
-from typing import Optional
+from typing import Optional, Sequence
 
 from ktap.child import Child
 from ktap.cli import describe, failure_text, tell
@@ -187,8 +187,7 @@ def trace(machine: Machine, output: Output, child: Optional[Child], options: Opt
     outcome = run.execute()
     with suppress(Exit):
         output.flush()
-    for loss in outcome.losses:
-        tell(loss_text(loss))
+    tell_losses(outcome.losses)
     return LOSS_STATUS if options.fail_on_loss and outcome.losses and not outcome.status else outcome.status & 0xFF
 
 
@@ -246,11 +245,27 @@ def end_on_signals(run: Run) -> None:
 
 # -- what is told at the end ----------------------------------------------------------------------
 
-LOSS_UNITS = {TABLE_FULL: ("new key", "raise --max-entries")}
+MOST_LOSSES = 8
+"""So many places of one kind of loss are told; the others together."""
+BUFFER_REMEDY = "a larger --buffer-bytes, a filter or less output loses less"
+
+
+def tell_losses(losses: Sequence[Loss]) -> None:
+    """Tell what was lost, in exact numbers: kind by kind, most first."""
+    for what in dict.fromkeys(loss.what for loss in losses):
+        found = sorted((loss for loss in losses if loss.what == what), key=lambda loss: -loss.events)
+        if len(found) > MOST_LOSSES:
+            rest = found[MOST_LOSSES - 1 :]
+            found[MOST_LOSSES - 1 :] = [Loss(what, f"{len(rest)} others", sum(loss.events for loss in rest))]
+        for loss in found:
+            tell(f"ktap: {loss_text(loss)}")
+        if what.endswith("buffer full"):
+            tell(f"ktap: {BUFFER_REMEDY}")
 
 
 def loss_text(loss: Loss) -> str:
-    """`ktap: lost 12 events: ring buffer full (sched:sched_switch)`."""
-    unit, remedy = LOSS_UNITS.get(loss.what, ("event", ""))
+    """`lost 12 events: ring buffer full (sched:sched_switch)`."""
+    unit = "new key" if loss.what == TABLE_FULL else "event"
+    remedy = "; raise --max-entries" if loss.what == TABLE_FULL else ""
     plural = "" if loss.events == 1 else "s"
-    return f"ktap: lost {loss.events} {unit}{plural}: {loss.what} ({loss.where})" + (remedy and f"; {remedy}")
+    return f"lost {loss.events} {unit}{plural}: {loss.what} ({loss.where}){remedy}"
