@@ -7,11 +7,14 @@ comment            meaning
 =================  ==========================================================================
 `#> text`          a line of standard output (`#>` alone: an empty line)
 `#! text`          a diagnostic for this line of the file that contains `text`
-`#@ event f=v …`   an event that fires, in file order: `test:event`, its context and fields
-`#: option`        `status N`, `argument WORD`, `unordered`, `limit NAME=N`, `vm only: why`
+`#@ event f=v …`   an event that fires, in file order: see tests/synthetic.py
+`#: option`        `status N`, `argument WORD`, `unordered`, `limit NAME=N`, `lost N WHAT`,
+                   `vm only: why`
 =================  ==========================================================================
 
-Without `#: status` the exit status is 0, or 1 when there is a `#!`.
+All that is printed, diagnosed and lost must be stated, but callers of a fault need not be: `#! called
+from f` may stand at the line of a call. Without `#: status` the exit status is 0, or 1 when there is a
+`#!` that is no warning.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ class Fired:
 
     name: str
     values: dict[str, str]
+    after_ns: int = 1000
+    """Time since the event before it (`+5000`)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Case:
     arguments: tuple[str, ...] = ()
     limits: dict[str, int] = field(default_factory=dict)
     unordered: bool = False
+    lost: tuple[tuple[int, str], ...] = ()
     vm_only: str = ""
 
     @property
@@ -71,13 +77,20 @@ def read_case(path: Path) -> Case:
         elif kind == "!":
             diagnostics.append((number, text))
         elif kind == "@":
-            name, *values = shlex.split(text)
-            events.append(Fired(name, dict(word.split("=", 1) for word in values)))
+            events.append(fired(text))
         else:
             options.append(text)
     if not output and not diagnostics:
         raise ValueError(f"{path}: nothing is expected of it")
     return _with_options(path, source, options, output, diagnostics, events)
+
+
+def fired(text: str) -> Fired:
+    """`test:event +500 pid=3 text='a b'`."""
+    name, *words = shlex.split(text)
+    gaps = [int(word) for word in words if word.startswith("+")]
+    values = dict(word.split("=", 1) for word in words if not word.startswith("+"))
+    return Fired(name, values, *gaps)
 
 
 def _with_options(
@@ -88,8 +101,9 @@ def _with_options(
     diagnostics: list[tuple[int, str]],
     events: list[Fired],
 ) -> Case:
-    status, unordered, vm_only = int(bool(diagnostics)), False, ""
+    status, unordered, vm_only = int(any(not text.startswith("warning: ") for _, text in diagnostics)), False, ""
     arguments: list[str] = []
+    lost: list[tuple[int, str]] = []
     limits: dict[str, int] = {}
     for option in options:
         word, _, rest = option.partition(" ")
@@ -102,12 +116,25 @@ def _with_options(
         elif word == "limit":
             name, _, value = rest.partition("=")
             limits[name] = int(value)
+        elif word == "lost":
+            number, _, what = rest.partition(" ")
+            lost.append((int(number), what))
         elif option.startswith("vm only: "):
             vm_only = option[len("vm only: ") :]
         else:
             raise ValueError(f"{path}: no option {option!r}")
     return Case(
-        path, source, tuple(output), tuple(diagnostics), tuple(events), status, tuple(arguments), limits, unordered, vm_only
+        path,
+        source,
+        tuple(output),
+        tuple(diagnostics),
+        tuple(events),
+        status,
+        tuple(arguments),
+        limits,
+        unordered,
+        tuple(lost),
+        vm_only,
     )
 
 

@@ -1,0 +1,200 @@
+"""Every case of the corpus, on every tier: it prints what it says it prints, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Callable, NamedTuple, Optional
+
+import pytest
+from corpus import Case, all_cases, read_case
+from synthetic import KERNEL_RELEASE, SyntheticSource
+
+from compiler.compile import compile_source
+from ktap.options import Options as Command
+from ktap.session import asks_for_events, script_arguments
+from vm.diagnostic import Diagnostic, Refusal
+from vm.image import dump, load
+from vm.limits import Limits
+from vm.machine import Machine, Options
+from vm.program import Program
+from vm.run import Run, RunOptions
+from vm.verify import verify
+
+CASES = all_cases()
+PLACE = re.compile(r"(?P<name>[^\s:]+):(?P<line>\d+):\d+(?:: (?P<message>.*))?$")
+CALLER = "called from "
+
+
+class Result(NamedTuple):
+    """What a run of a case gave."""
+
+    output: str
+    diagnostics: tuple[tuple[int, str], ...]
+    """Line and message; those that begin with CALLER are callers of a fault."""
+    status: int
+    lost: tuple[tuple[int, str], ...] = ()
+
+
+class Sink:
+    """Keeps what is printed."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.parts.append(data)
+
+    def flush(self) -> None:
+        pass
+
+    def tick(self, now_ns: int) -> None:
+        pass
+
+
+class Host:
+    """A machine that is the same everywhere. 1970 began 1,700,000,000 s before it was started."""
+
+    SYMBOLS = {"alpha": 0x1000, "beta": 0x2000}  # noqa: RUF012  # never changed
+
+    def monotonic_ns(self) -> int:
+        return 0
+
+    def realtime_offset_ns(self) -> int:
+        return 1_700_000_000_000_000_000
+
+    def cpus(self) -> int:
+        return 4
+
+    def architecture(self) -> str:
+        return "x86_64"
+
+    def kernel_release(self) -> str:
+        return KERNEL_RELEASE
+
+    def kernel_address(self, symbol: str) -> Optional[int]:
+        return self.SYMBOLS.get(symbol)
+
+    def kernel_symbol(self, address: int) -> str:
+        for name, start in self.SYMBOLS.items():
+            if 0 <= address - start < 0x100:
+                return f"{name}+{address - start:#x}"
+        return f"{address:#x}"
+
+    def user_symbol(self, pid: int, address: int) -> str:
+        return f"{pid}:{address:#x}"
+
+    def run(self, command: str) -> int:
+        raise AssertionError("no case may run a command")
+
+    def send_signal(self, pid: int, number: int) -> None:
+        raise AssertionError("no case may send a signal")
+
+
+@cache
+def compiled(path: Path) -> tuple[Program, tuple[Diagnostic, ...]]:
+    """The program of a case and the warnings about it. Raises Refusal."""
+    case = read_case(path)
+    result = compile_source(case.source, path.name)
+    verify(result.program)
+    return result.program, tuple(result.warnings)
+
+
+# -- tiers ------------------------------------------------------------------------------------
+
+
+def run(case: Case, program: Program) -> Result:
+    """Run a program in the VM on the events of its case."""
+    sink, reports = Sink(), list[str]()
+    arguments = script_arguments(Command(script=case.path.name, arguments=case.arguments))
+    machine = Machine(program, sink, Host(), Options(Limits()._replace(**case.limits), arguments))
+    source = SyntheticSource(machine, case.events) if asks_for_events(program) or case.events else None
+    lost: tuple[tuple[int, str], ...] = ()
+    try:
+        outcome = Run(machine, source, RunOptions(live=False), reports.append).execute()
+        status, lost = outcome.status, tuple((loss.events, loss.what) for loss in outcome.losses)
+    except Refusal as refusal:
+        reports.append(refusal.render())
+        status = refusal.status
+    return Result(b"".join(sink.parts).decode("latin-1"), told(reports), status, lost)
+
+
+def told(reports: list[str]) -> tuple[tuple[int, str], ...]:
+    """The places and messages in reports; what is under them are the source line and the caret."""
+    found: list[tuple[int, str]] = []
+    for line in "\n".join(reports).split("\n"):
+        place = PLACE.search(line)
+        if place is None:
+            continue
+        if line.startswith("    " + CALLER):
+            found.append((int(place["line"]), line.strip()))
+        elif place["message"] is not None and place.start() == 0:
+            found.append((int(place["line"]), place["message"]))
+    return tuple(found)
+
+
+def run_compiled(case: Case) -> Result:
+    """As the command runs a script."""
+    return run(case, compiled(case.path)[0])
+
+
+def run_image(case: Case) -> Result:
+    """As the command runs a compiled file."""
+    program = load(dump(compiled(case.path)[0]), case.path.name)
+    verify(program)
+    return run(case, program)
+
+
+class Tier(NamedTuple):
+    """A way to run a case."""
+
+    name: str
+    run: Callable[[Case], Result]
+    is_vm: bool = True
+
+
+TIERS = (Tier("vm", run_compiled), Tier("image", run_image))
+
+
+# -- the test ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tier", TIERS, ids=lambda tier: tier.name)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_case(case: Case, tier: Tier) -> None:
+    if case.vm_only and not tier.is_vm:
+        pytest.skip(f"vm only: {case.vm_only}")
+    try:
+        warnings = compiled(case.path)[1]
+        result = tier.run(case)
+    except Refusal as refusal:
+        warnings, result = (), Result("", told([refusal.render()]), refusal.status)
+    messages = told([warning.render(case.source) for warning in warnings]) + result.diagnostics
+    assert lines(result.output, case.unordered) == lines("\n".join(case.output), case.unordered), messages
+    check_diagnostics(case, messages)
+    assert result.status == case.status
+    assert result.lost == case.lost
+
+
+def lines(text: str, unordered: bool) -> list[str]:
+    """The lines of an output, without the newline at its end."""
+    found = text[:-1].split("\n") if text.endswith("\n") else text.split("\n")
+    return sorted(found) if unordered else found
+
+
+def check_diagnostics(case: Case, messages: tuple[tuple[int, str], ...]) -> None:
+    """All that is expected was told, and of errors and warnings nothing else."""
+    left = list(messages)
+    for line, text in case.diagnostics:
+        fitting = [message for message in left if message[0] == line and text in message[1]]
+        assert fitting, f"line {line}: no message has `{text}`: {messages}"
+        left.remove(fitting[0])
+    assert not [message for message in left if not message[1].startswith(CALLER)]
+
+
+def test_names_are_facts() -> None:
+    """Cases lie in a directory of their kind and have names of words."""
+    assert len(CASES) == len({case.id for case in CASES})
+    for case in CASES:
+        assert re.fullmatch(r"[a-z_]+/[a-z0-9_]+", case.id), case.id
