@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, NamedTuple, Optional, Sequence
 
+from vm.arguments import read_size
 from vm.diagnostic import Diagnostic, Refusal
 
 
@@ -75,15 +76,6 @@ def read_count(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ValueError("a number")
     return int(text)
-
-
-def read_size(text: str) -> int:
-    """A number of at least 1, or with K, M or G behind it times 1024, its square or its cube."""
-    scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper(), 0)
-    digits = text[:-1] if scale else text
-    if not (digits.isascii() and digits.isdigit() and int(digits) > 0):
-        raise ValueError("a number above 0, such as 4096, 64K or 16M")
-    return int(digits) * (scale or 1)
 
 
 UNITS_NS = {"ms": 10**6, "us": 10**3, "ns": 1, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}

@@ -11,6 +11,7 @@ from typing import Optional, Sequence
 from ktap.child import Child
 from ktap.cli import describe, failure_text, tell
 from ktap.options import Options, refuse
+from vm import arguments
 from vm.event import Loss, Source
 from vm.fault import Exit
 from vm.host import Host
@@ -103,29 +104,8 @@ def simple_script(options: Options) -> str:
 
 
 def script_arguments(options: Options) -> dict[Name, Name]:
-    """The table `arg`: the script's name under 0, plain arguments from 1, `--name value` by name."""
-    found: dict[Name, Name] = {0: (options.script or "-e").encode("utf-8", "surrogateescape")}
-    words = list(options.arguments)
-    place = 1
-    while words:
-        word = words.pop(0)
-        name, equals, value = word[2:].partition("=")
-        if word.startswith("--") and name:
-            if not equals:
-                value = words.pop(0) if words and not words[0].startswith("--") else "1"
-            found[name.encode("utf-8", "surrogateescape")] = argument(value)
-        else:
-            found[place] = argument(word)
-            place += 1
-    return found
-
-
-def argument(word: str) -> Name:
-    """A word of the command line as a script sees it: an integer where it is a decimal one of 64 bits."""
-    digits = word[1:] if word.startswith("-") else word
-    if digits.isascii() and digits.isdigit() and len(digits) < 20 and -(1 << 63) <= int(word) < 1 << 63:
-        return int(word)
-    return word.encode("utf-8", "surrogateescape")
+    """The table `arg` of a script."""
+    return arguments.script_arguments(options.script or "-e", options.arguments)
 
 
 # -- the run --------------------------------------------------------------------------------------

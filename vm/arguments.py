@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Sequence, Union
+from typing import TYPE_CHECKING, Sequence, Union
 
-from vm.limits import FLAGS, Limits
+if TYPE_CHECKING:
+    from vm.limits import Limits
 
 Word = Union[int, bytes]
 SCALES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -55,6 +56,8 @@ def read_size(word: str) -> int:
 
 def with_limit(limits: Limits, name: str, word: str) -> Limits:
     """The limits with what `name` (`--max-depth`) is set to. Raises LookupError for no such option, ValueError."""
+    from vm.limits import FLAGS
+
     for flag in FLAGS:
         if flag.name == name:
             number = read_size(word)
