@@ -30,7 +30,7 @@ SHORT = 2
 
 
 SLIP = 0.8
-"""How alike (0 to 1) a name that is only read must be to one that is known, to be refused."""
+"""How alike (0 to 1) a name that is only read must be to one that is known, and begin like it, to be refused."""
 
 
 class Variable:
@@ -242,25 +242,15 @@ class Names:
         """The name that may have been meant."""
         if len(use.name) <= SHORT:
             return None
-        library = suggest(use.name, self.libraries) if len(use.chain) > 1 else None
-        member = f"{library}.{use.dotted(2).split('.')[-1]}"
-        near = member if member in self.builtins else None
-        if near is None:
-            plain = {name for name in self.builtins if "." not in name}
-            words = {
-                "nil",
-                "true",
-                "false",
-                *plain,
-                *self.libraries,
-                *EVENT_NAMES,
-                *PATHS,
-                *self.globals,
-                *self.tables,
-                *use.visible,
-            }
-            near = suggest(use.name, words)
-        return near
+        if len(use.chain) > 1:
+            library = suggest(use.name, self.libraries)
+            member = f"{library}.{use.dotted(2).split('.')[1]}"
+            if member in self.builtins:
+                return member
+        plain = {name for name in self.builtins if "." not in name}
+        words = {"nil", "true", "false", *plain, *EVENT_NAMES, *PATHS, *self.globals, *self.tables, *use.visible}
+        looked_into = use.looked_into or len(use.chain) > 1
+        return suggest(use.name, words | self.libraries if looked_into else words)
 
     def _elsewhere(self, name: str) -> Optional[str]:
         """Where a variable of the name is, though not in scope."""
@@ -280,4 +270,5 @@ def _is_slip(name: str, near: str) -> bool:
     """Whether a name is so much like another that it can only be that one misspelt."""
     from difflib import SequenceMatcher  # only when something is already wrong
 
-    return SequenceMatcher(None, name.lower(), near.lower(), False).ratio() >= SLIP
+    name, near = name.lower(), near.lower()
+    return name[0] == near[0] and SequenceMatcher(None, name, near, False).ratio() >= SLIP

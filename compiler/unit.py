@@ -78,16 +78,15 @@ class Body:
 
     def emit(self, span: Span, op: str, *operands: Operand) -> None:
         """Add an instruction."""
+        if self.code.top > MAX_REGISTERS and not self._full:
+            self._full = True
+            message = f"more than {MAX_REGISTERS} variables and values at a time in one function"
+            self.unit.tell(span, message, "split the function, or keep values in a table")
         self.code.emit(span, op, *operands)
 
     def take(self, count: int = 1) -> int:
         """The first of `count` fresh registers at the top."""
-        first = self.code.take(count)
-        if self.code.top > MAX_REGISTERS and not self._full:
-            self._full = True
-            hint = "split the function, or keep values in a table"
-            self.unit.tell(self.span, f"a function that needs more than {MAX_REGISTERS} registers", hint)
-        return first
+        return self.code.take(count)
 
     def constant(self, value: object) -> int:
         """A constant as a value operand."""

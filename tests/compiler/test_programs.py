@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 
 from compiler.parse import parse
@@ -12,10 +13,12 @@ from tests.compiler.running import run
 STEPS = 20_000
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:The recursion limit will not be reset")
+
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck), phases=PHASES)
+@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck), phases=PHASES)
 @given(programs())
 def test_programs_print_what_they_mean(text: str) -> None:
     try:

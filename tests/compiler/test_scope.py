@@ -88,6 +88,8 @@ def meanings(text: str) -> dict[str, Meaning]:
         ("total = 1 function f(x) { var y print(totl) }", ["1:39: unknown name `totl`; did you mean `total`?"]),
         ("print(xyzzy, xyzzy)", ["? 1:7: `xyzzy` is never assigned, so it is always nil"]),
         ("val1 = 1 print(val2)", ["? 1:16: `val2` is never assigned, so it is always nil; did you mean `val1`?"]),
+        ("print(debug)", ["? 1:7: `debug` is never assigned, so it is always nil"]),
+        ("print(rexecname)", ["? 1:7: `rexecname` is never assigned, so it is always nil; did you mean `execname`?"]),
         ("b = 1 print(a)", ["? 1:13: `a` is never assigned, so it is always nil"]),
         ("counts = {} count[1] += 1", ["? 1:13: `count` is never assigned: a new table; did you mean `counts`?"]),
         (
