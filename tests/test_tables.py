@@ -77,7 +77,7 @@ def builtins_called_in_cases() -> frozenset[str]:
 
 
 def builtins_called(program: Program, function: Function) -> Iterator[str]:
-    """The builtins that a function loads into a register and calls there."""
+    """The builtins that a function loads into a register and calls there, or looks into (`ffi.C.printf`)."""
     loaded: dict[int, str] = {}
     for instruction in function.code:
         kinds = BY_NAME[instruction.op].operands
@@ -87,6 +87,8 @@ def builtins_called(program: Program, function: Function) -> Iterator[str]:
             yield loaded.pop(instruction.a)
         elif instruction.op == "GETINDEX" and instruction.b in loaded:
             yield loaded.pop(instruction.b)  # `ffi.C` is looked into
+        elif instruction.op == "GETINDEX" and instruction.b in loaded:
+            yield loaded.pop(instruction.b)
         elif kinds.startswith("w"):
             loaded.pop(instruction.a, None)
 
