@@ -1,6 +1,6 @@
 """`python3 -m ktap` is the ktap command."""
 
-from ktap.cli import main
+from ktap.cli import start
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    start()
