@@ -1,0 +1,131 @@
+"""Counts of known workloads are exact, or what was lost makes up for what is missing."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from tracing import TRANSPORTS, python, trace
+
+pytestmark = pytest.mark.live
+
+COUNT = """
+var n = 0
+trace syscalls:sys_enter_getppid { n += 1 }
+trace_end { print(n) }
+"""
+TWO_PROCESSES = """
+import os
+pid = os.fork()
+os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0 if pid else -1]})
+for _ in range(%d):
+    os.getppid()
+if pid:
+    os.wait()
+"""
+
+
+@pytest.mark.parametrize("buffer", TRANSPORTS)
+def test_every_call_is_counted(buffer: str) -> None:
+    calls = 20_000
+    traced = trace(COUNT, python(f"import os\nfor _ in range({calls}): os.getppid()"), buffer=buffer)
+    assert not traced.losses
+    assert traced.lines == [str(calls)]
+
+
+@pytest.mark.parametrize("buffer", TRANSPORTS)
+def test_a_million_calls_on_each_of_two_processors(buffer: str) -> None:
+    calls = 1_000_000
+    traced = trace(COUNT, python(TWO_PROCESSES % calls), buffer=buffer)
+    assert int(traced.lines[0]) + traced.lost() == 2 * calls
+    assert int(traced.lines[0]) > 0
+
+
+@pytest.mark.parametrize("buffer", TRANSPORTS)
+def test_a_buffer_that_is_too_small_loses_and_says_exactly_how_many(buffer: str) -> None:
+    calls = 100_000
+    code = f"import os\nfor _ in range({calls}): os.getppid()"
+    script = f"""
+    var n = 0
+    trace syscalls:sys_enter_getppid {{ n += 1  if (n == 1) {{ for (i = 1, 99999) {{ }} }} }}
+    trace_end {{ print(n) }}
+    """
+    traced = trace(script, python(code), buffer=buffer, buffer_bytes=4096)
+    assert traced.lost() > 0
+    assert int(traced.lines[0]) + traced.lost() == calls
+    assert {(loss.what, loss.where) for loss in traced.losses} == {
+        (f"{buffer} buffer full", "syscalls:sys_enter_getppid")
+    }
+
+
+@pytest.mark.parametrize("buffer", TRANSPORTS)
+def test_entry_and_exit_come_in_pairs(buffer: str) -> None:
+    script = """
+    trace syscalls:sys_enter_getppid { enters[tid] += 1 }
+    trace syscalls:sys_exit_getppid { exits[tid] += 1  sums[tid] += retval }
+    trace_end { for (k, v in pairs(enters)) { print(v, exits[k], sums[k] > 0) } }
+    """
+    traced = trace(script, python("import os\nfor _ in range(1000): os.getppid()"), buffer=buffer)
+    assert not traced.losses
+    assert traced.lines == ["1000\t1000\ttrue"]
+
+
+@pytest.mark.parametrize("buffer", TRANSPORTS)
+def test_records_of_different_kinds_and_sizes(buffer: str) -> None:
+    """Fixed ones, ones with a string, ones with a stack: all through one buffer."""
+    script = """
+    trace syscalls:sys_enter_getppid { n["plain"] += 1 }
+    trace syscalls:sys_enter_openat { var s = user_string(arg2)  if (s == "/dev/null") { n["open"] += 1 } }
+    trace syscalls:sys_enter_dup2 { n["stack " .. (len(tostring(stack(2))) > 0 && 1 || 0)] += 1 }
+    trace sched:sched_process_exec { n[args.filename] += 1 }
+    trace_end { for (k, v in sort_pairs(n)) { print(k, v) } }
+    """
+    code = """
+import os
+for n in range(500):
+    os.getppid()
+    if n % 5 == 0:
+        os.close(os.open("/dev/null", os.O_RDONLY))
+    if n % 50 == 0:
+        os.dup2(0, 100)
+"""
+    traced = trace(script, python(code), buffer=buffer)
+    assert not traced.losses
+    assert traced.lines[1:] == ["open\t100", "plain\t500", "stack 1\t10"]
+    assert traced.lines[0].startswith("/") and traced.lines[0].endswith("\t1")
+
+
+def test_several_probes_of_one_event_share_its_record() -> None:
+    script = """
+    trace syscalls:sys_enter_dup2 /oldfd == 0/ { n["zero"] += 1 }
+    trace syscalls:sys_enter_dup2 /oldfd != 0/ { n["other"] += 1 }
+    trace syscalls:sys_enter_dup2 { n["all"] += 1 }
+    trace syscalls:sys_enter_d* /oldfd < 2/ { n["low"] += 1 }
+    trace_end { for (k, v in sort_pairs(n)) { print(k, v) } }
+    """
+    code = "import os\nfor n in range(30): os.dup2(n % 3, 100)"
+    traced = trace(script, python(code))
+    assert traced.lines == ["all\t30", "low\t20", "other\t20", "zero\t10"]
+
+
+def test_more_filters_of_one_event_than_a_point_has_bits() -> None:
+    probes = "\n".join(f"trace syscalls:sys_enter_dup2 /oldfd == {n}/ {{ n[{n}] += 1 }}" for n in range(9))
+    script = probes + "\ntrace_end { for (k, v in sort_pairs(n)) { print(k, v) } }"
+    code = "import os\nfds = [os.open('/dev/null', 0) for _ in range(20)]\nfor n in range(90): os.dup2(n % 9, 100)"
+    assert trace(script, python(code)).lines == [f"{n}\t10" for n in range(9)]
+
+
+def test_a_glob_of_all_system_calls() -> None:
+    script = """
+    trace syscalls:* { n[probename] += 1 }
+    trace_end { print(n["sys_enter_getppid"], n["sys_exit_getppid"], n["sys_enter_execve"]) }
+    """
+    assert trace(script, python("import os\nfor _ in range(77): os.getppid()")).lines == ["77\t77\t1"]
+
+
+@pytest.mark.skipif(sys.maxsize < 2**32, reason="needs a 64-bit Python")
+def test_numbers_are_signed_64_bit() -> None:
+    script = "trace syscalls:sys_exit_close /ret < 0/ { print(retval, arg1, args.ret, args.__syscall_nr) }"
+    code = "import os\ntry: os.close(-1)\nexcept OSError: pass"
+    lines = trace(script, python(code)).lines
+    assert lines and all(line.startswith("-9\t-9\t-9\t") for line in lines)

@@ -1,0 +1,94 @@
+"""Runs a script on this machine's events, inside the process of the test, with its handlers in the VM."""
+
+from __future__ import annotations
+
+import sys
+from typing import NamedTuple, Optional, Sequence
+
+from compiler.compile import compile_source
+from ktap.child import Child
+from ktap.options import Options
+from ktap.sources import live_source
+from vm.event import Loss
+from vm.local_host import LocalHost
+from vm.machine import Machine
+from vm.run import Run, RunOptions
+
+TRANSPORTS = ("ring", "perf")
+
+
+class Sink:
+    """Keeps what is printed."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+    def flush(self) -> None:
+        """There is nothing to let out."""
+
+    def tick(self, now_ns: int) -> None:
+        """Nor is there any later."""
+
+
+class Traced(NamedTuple):
+    """What a run gave."""
+
+    output: str
+    losses: Sequence[Loss]
+    notices: Sequence[str]
+    faults: Sequence[str]
+    source: object
+
+    @property
+    def lines(self) -> list[str]:
+        return self.output.splitlines()
+
+    def lost(self) -> int:
+        return sum(loss.events for loss in self.losses)
+
+
+def trace(
+    script: str,
+    command: Sequence[str] = (),
+    *,
+    buffer: str = "auto",
+    buffer_bytes: Optional[int] = None,
+    pid: Optional[int] = None,
+    cpu: Optional[int] = None,
+    duration_s: Optional[float] = None,
+    everyone: bool = False,
+) -> Traced:
+    """Trace until the command ends, or for a time. Only the command and its children, unless `everyone`.
+
+    Raises Refusal for a script that cannot be traced.
+    """
+    sink, notices, faults = Sink(), [], []
+    machine = Machine(compile_source(script, "test.kp").program, sink, LocalHost())
+    child = Child(command) if command else None
+    options = Options(buffer=buffer, buffer_bytes=buffer_bytes, pid=pid, cpu=cpu, tier="vm")
+    source = live_source(machine, options, child.pid if child and not everyone else None, notices.append)
+    run = Run(
+        machine,
+        source,
+        RunOptions(
+            duration_ns=None if duration_s is None else int(duration_s * 1e9),
+            start=child.start if child else None,
+            finished=child.ended if child else None,
+        ),
+        faults.append,
+    )
+    try:
+        outcome = run.execute()
+    finally:
+        source.close()
+        if child is not None:
+            child.stop()
+    return Traced(sink.data.decode("utf-8", "surrogateescape"), outcome.losses, notices, faults, source)
+
+
+def python(code: str) -> list[str]:
+    """A command that runs Python code."""
+    return [sys.executable, "-S", "-E", "-c", code]
