@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-MAX_CALL_DEPTH = 20_000
-"""Above this the C stack (8 MiB as a rule) may not carry the calls: what sort_pairs calls back takes most of it."""
+MAX_CALL_DEPTH = 4_000
+"""What a C stack of 8 MiB carries on every Python: up to 1.6 KiB a call (3.9, a tail call within each)."""
 
-CALLS_A_ROUND = 20
-"""How many calls one run may make for every loop round it may make: recursion without loops ends too."""
+MAX_CALLBACKS = 200
+"""How deep builtins and loops may call functions of the script within each other: a sort takes 4 KiB of C stack."""
+
+MIN_CALLS = 2_000_000
+"""One run may make as many calls as loop rounds, but always this many: recursion that branches ends too."""
 
 
 class Limits(NamedTuple):

@@ -41,8 +41,8 @@ from vm.fault import Exit, Fault, Frame
 from vm.host import Host
 from vm.idle import IdleEvent
 from vm.library import install, rows
-from vm.limits import CALLS_A_ROUND, MAX_CALLBACKS, Limits
-from vm.memory import Account, Apart
+from vm.limits import MAX_CALLBACKS, MIN_CALLS, Limits
+from vm.memory import STATS_BYTES, Account, Apart
 from vm.program import Program, Span
 from vm.translate import CALLS, Translation, Translator
 from vm.values import (
@@ -357,7 +357,7 @@ class Machine(Apart):
     def arm(self, rounds: int) -> None:
         """Renew what one run may use."""
         self.names["rounds"] = repeat(None, rounds)
-        self.names["calls"] = repeat(None, rounds * CALLS_A_ROUND)
+        self.names["calls"] = repeat(None, max(rounds, MIN_CALLS))
 
     def interrupt(self) -> None:
         """End the main chunk, tick or trace_end that runs by an Exit soon. May be called by a signal handler."""
@@ -425,7 +425,8 @@ class Machine(Apart):
 
         Raises Fault and Exit; then the rest is not delivered.
         """
-        names, rounds, many_calls = self.names, self.limits.handler_rounds, self.limits.handler_rounds * CALLS_A_ROUND
+        names, rounds = self.names, self.limits.handler_rounds
+        most_calls = max(rounds, MIN_CALLS)
         current = None
         try:
             for record in records:
@@ -436,7 +437,7 @@ class Machine(Apart):
                 for handler, arguments, costly in calls:
                     if costly:
                         names["rounds"] = repeat(None, rounds)
-                        names["calls"] = repeat(None, many_calls)
+                        names["calls"] = repeat(None, most_calls)
                     result = handler(1, *arguments)
                     if type(result) is tuple and result:
                         self.settle(1, result)
@@ -494,7 +495,6 @@ class Machine(Apart):
             frame = frame.f_back
 
 
-STATS_BYTES = 400
 OPERATORS = (
     *("add", "add_index", "append", "bit_and", "bit_or", "bit_xor", "bounded", "complement", "divide", "entry"),
     *("equal", "fit", "index", "less", "less_equal", "loop_bounds", "modulo", "multiply", "negate", "not_callable"),

@@ -1,9 +1,9 @@
 """What a script holds, in bytes: charged as it grows, counted exactly when the charges say it might be too much.
 
-Whatever can grow charges an upper bound of its size as it is made. Nothing is noted when things are
-dropped; instead, when the charges since the last count would pass what is left of the limit, a
-*census* walks all the script can still reach and adds up what it finds. So garbage never makes a
-script fail, and real growth always does.
+Whatever can grow charges its size as it is made. Nothing is noted when things are dropped; instead,
+when the charges since the last count would pass what is left of the limit, a *census* walks all the
+script can still reach and adds up what it finds, by the same sizes. So garbage never makes a script
+fail, and real growth always does. The sizes are upper bounds of what Python takes, on all its versions.
 """
 
 from __future__ import annotations
@@ -11,15 +11,21 @@ from __future__ import annotations
 from gc import get_referents
 from sys import getsizeof
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import Callable, Iterable, List, Set
+from typing import Callable, Dict, Iterable, List, Set
 
+from vm.aggregate import Stats
 from vm.fault import Fault
 from vm.limits import Limits
+from vm.values import ENTRY_BYTES, TABLE_BYTES, EventValue, Iterator, Key, Stack, Table, payload_bytes
 
 CLOSURE_BYTES = 240
-BOX_BYTES = 120
+BOX_BYTES = 150
+STATS_BYTES = 200
 MIN_ALLOWANCE_SHARE = 32
 """A census is done after 1/32 of the limit was charged at the earliest, so that a script near it still moves."""
+
+FREE = frozenset((int, bool, type(None)))
+"""Types of values that are counted with what holds them."""
 
 
 class Apart:
@@ -85,24 +91,74 @@ def readable(size_bytes: int) -> str:
 
 
 def reachable_bytes(roots: Iterable[object]) -> int:
-    """The sizes of all objects reachable from `roots`, each counted once; what belongs to Python is not followed.
-
-    Of a function only its closure is followed: its code and globals are the machine's. So are builtins
-    with all they close over.
-    """
+    """The sizes of all values reachable from `roots`, each counted once."""
     seen: Set[int] = set()
     pending: List[object] = list(roots)
     total = 0
     while pending:
         value = pending.pop()
-        mark = id(value)
-        if mark in seen or isinstance(value, NOT_OWNED):
+        kind = type(value)
+        if kind in FREE or id(value) in seen:
             continue
-        seen.add(mark)
-        total += getsizeof(value)
-        if type(value) is FunctionType:
-            if not str(value.__module__).startswith("vm.library."):
-                pending.extend(value.__closure__ or ())
-        elif not isinstance(value, (int, bytes)):
-            pending.extend(get_referents(value))
+        seen.add(id(value))
+        total += MEASURES.get(kind, measure_other)(value, pending)
     return total
+
+
+def measure_table(table: Table, pending: List[object]) -> int:
+    """A table: its entries, and what of them is not counted with them."""
+    for values in (table, table.values()):
+        if not FREE.issuperset(map(type, values)):
+            pending.extend([value for value in values if type(value) not in FREE])
+    return TABLE_BYTES + ENTRY_BYTES * len(table)
+
+
+def measure_function(function: FunctionType, pending: List[object]) -> int:
+    """A closure and what it has captured. What a builtin closes over is the machine's."""
+    if not str(function.__module__).startswith("vm.library."):
+        pending.extend([cell.cell_contents for cell in function.__closure__ or ()])
+    return CLOSURE_BYTES
+
+
+def measure_box(box: List[object], pending: List[object]) -> int:
+    """A variable that closures share."""
+    pending.extend(box)
+    return BOX_BYTES
+
+
+def measure_pack(pack: Iterable[object], pending: List[object]) -> int:
+    """Several values: a pack, a key of several parts."""
+    pending.extend(pack)
+    return payload_bytes(Key(pack))
+
+
+def measure_entries(iterator: object, pending: List[object]) -> int:
+    """What a loop still has before it, as pairs gave it: Python's iterator knows its list."""
+    entries = [entry for inner in get_referents(iterator) if type(inner) is list for entry in inner]
+    for entry in entries:
+        pending.extend(entry)
+    return ENTRY_BYTES * len(entries)
+
+
+def measure_other(value: object, pending: List[object]) -> int:
+    """Anything else, a cdata say: what Python says it takes, and all it refers to that is not `Apart`."""
+    if isinstance(value, NOT_OWNED):
+        return 0
+    pending.extend(get_referents(value))
+    return getsizeof(value)
+
+
+MEASURES: Dict[type, Callable[..., int]] = {
+    bytes: lambda text, pending: len(text),
+    Table: measure_table,
+    FunctionType: measure_function,
+    list: measure_box,
+    Stats: lambda stats, pending: stats.size_bytes(),
+    Key: measure_pack,
+    tuple: measure_pack,
+    Stack: lambda stack, pending: payload_bytes(stack),
+    Iterator: measure_entries,
+    type(iter([])): measure_entries,
+    EventValue: lambda event, pending: 0,
+}
+"""Adds to `pending` what a value of a type holds, and gives the bytes of the value itself."""

@@ -6,7 +6,7 @@ Arithmetic and bits give nil where an operand is nil; an address counts as its n
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Dict, List, NoReturn, Optional, Tuple
 
 from vm.fault import Fault
 from vm.values import (
@@ -182,9 +182,14 @@ def append(container: object, values: Tuple[object, ...]) -> None:
 # -- calls and loops --------------------------------------------------------------------------
 
 
-def not_callable(value: object) -> object:
-    """Raises the fault of calling what is no function."""
-    raise Fault("type", f"cannot call {describe(value)}")
+def not_callable_fault(value: object) -> Fault:
+    """The fault of calling what is no function."""
+    return Fault("type", f"cannot call {describe(value)}")
+
+
+def not_callable(value: object) -> NoReturn:
+    """Raises that fault."""
+    raise not_callable_fault(value)
 
 
 def bounded(pack: Tuple[object, ...]) -> Tuple[object, ...]:
