@@ -10,6 +10,7 @@ than all else.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
 from dataclasses import field as attribute
 from typing import NoReturn, Optional, Tuple, Union
@@ -125,6 +126,7 @@ class _Reader:
     def __init__(self, source: str, span: Span) -> None:
         self.source = source
         self.span = span
+        self.newlines = [match.start() for match in re.finditer("\n", source)]
         self.start = self.end = 0
         self.text = ""
         self.kind = ""
@@ -145,9 +147,9 @@ class _Reader:
         """The place in the script of characters `start` … `end` of the filter."""
 
         def at(offset: int) -> Tuple[int, int]:
-            newline = self.source.rfind("\n", 0, offset)
-            line = self.span.line + self.source.count("\n", 0, offset)
-            return line, offset - newline if newline >= 0 else self.span.column + offset
+            before = bisect_left(self.newlines, offset)
+            column = offset - self.newlines[before - 1] if before else self.span.column + offset
+            return self.span.line + before, column
 
         return Span(*at(start), *at(end))
 

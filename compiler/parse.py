@@ -262,18 +262,17 @@ class _Reader:
         return orphan and word in ("else", "elseif", "until")
 
     def _unwind(self) -> list[Opening]:
-        """Go back to the innermost list of statements; gives the brackets that were open behind it."""
-        states = self.state.parse_conf.states
+        """Go back to the statements of the innermost open block; gives the brackets that were open in it."""
         stack, values = self.state.state_stack, self.state.value_stack
-        while "statement" not in states[stack[-1]] and "statements" not in states[stack[-1]]:
-            stack.pop()
-            values.pop()
-        depth = len(stack)
-        if "statement" not in states[stack[-1]]:  # a block that has no statement yet
-            stack.append(states[stack[-1]]["statements"][1])
-            values.append([])
-        broken = [opening for opening in self.openings if opening.depth > depth]
-        self.openings = self.openings[: len(self.openings) - len(broken)]
+        blocks = [index for index, opening in enumerate(self.openings) if opening.is_block]
+        depth = self.openings[blocks[-1]].depth if blocks else 1
+        _, statements = self.state.parse_conf.states[stack[depth - 1]]["statements"]
+        known = values[depth - 1] if stack[depth : depth + 1] == [statements] else []
+        stack[depth:] = [statements]
+        values[depth - 1 :] = [known]
+        kept = blocks[-1] + 1 if blocks else 0
+        broken = self.openings[kept:]
+        self.openings = self.openings[:kept]
         return broken
 
     def _resume(self, offset: int) -> None:
