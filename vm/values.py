@@ -278,8 +278,13 @@ class EventValue:
         if name == b"name":
             return getattr(self.event, "probename")  # noqa: B009
         if name == b"tostring":
-            return lambda depth, *_: getattr(self.event, "argstr")  # noqa: B009
+            return lambda depth, *_: self.line()
         return None
+
+    def line(self) -> object:
+        """The event as a line with its end: older scripts print it as it is, and expect a line an event."""
+        text = getattr(self.event, "argstr")  # noqa: B009
+        return text + b"\n" if isinstance(text, bytes) else text
 
     def text(self, host: Host) -> bytes:
         """The event as text."""

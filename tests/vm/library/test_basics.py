@@ -137,6 +137,9 @@ def test_stringof() -> None:
     event = MadeUpEvent()
     event.argstr = b"fd: 3"  # type: ignore[attr-defined]
     assert MACHINE.run("stringof", EventValue(event)) == b"fd: 3"  # type: ignore[arg-type]
+    member = EventValue(event).member(b"tostring")  # type: ignore[arg-type]
+    assert callable(member)
+    assert member(1) == b"fd: 3\n"
     assert MACHINE.run("stringof", Stack((1, 2))) == b"k_1+0x1\nk_2+0x1"
     assert MACHINE.run("stringof", Address(5, 42)) == b"u42_5"
     assert MACHINE.run("stringof", b"s") == b"s"
