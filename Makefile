@@ -4,6 +4,8 @@
 #
 # Set-up says in a line each what it installs, and does nothing the second time.
 
+# Where this directory cannot be written and nobody has set ktap up in it, they work on a copy.
+
 .DEFAULT_GOAL := run
 .PHONY: run test lint bench clean compiled packages tracefs
 .ONESHELL:
@@ -18,29 +20,40 @@ PACKAGES := python3 python3-venv python3-bpfcc
 SCRIPT   := scripts/syscalls_count.kp
 RECORDING := examples/syscalls.ktaprec
 COVERAGE_MINIMUM := 90
+WRITABLE := $(shell [ -w . ] && echo yes)
 
+SPACE := $() $()
 # How to become root: nothing to do, sudo (which may ask only at a terminal), or no way (false).
 ROOT := $(shell if [ "$$(id -u)" = 0 ]; then :; elif sudo -n true 2>/dev/null; then echo sudo; elif [ -t 0 ] && command -v sudo >/dev/null; then echo sudo; else echo false; fi)
+AS_ROOT := $(addsuffix $(SPACE),$(filter sudo,$(ROOT)))
 PIP := $(VENV)/bin/python -m pip install --quiet --quiet --no-input --disable-pip-version-check $(if $(shell [ -w "$$HOME" ] && echo y),,--no-cache-dir)
 
+ifeq ($(WRITABLE)$(wildcard $(VENV)/.installed),)
+run test lint bench:
+	@copy=$$(mktemp -d /tmp/ktap.XXXXXX)
+	echo "$$(id -un) cannot write $(CURDIR): working on a copy in $$copy"
+	tar -c --exclude=./.git --exclude=./.venv . | tar -x -C $$copy
+	exec $(MAKE) -C $$copy $@
+else
+
 run: compiled tracefs
-	@if [ "$(ROOT)" != false ] && $(ROOT) $(KTAP) doctor --quiet; then
-	    echo "tracing this machine for three seconds: ktap -d 3 $(SCRIPT)"
-	    $(ROOT) $(KTAP) -d 3 $(SCRIPT)
+	@if [ "$(ROOT)" != false ] && $(AS_ROOT)$(KTAP) doctor --quiet; then
+	    echo "tracing this machine for three seconds: $(AS_ROOT)$(KTAP) -d 3 $(SCRIPT)"
+	    $(AS_ROOT)$(KTAP) -d 3 $(SCRIPT)
 	    echo
 	    echo "Go on with:"
-	    echo "    $(ROOT) $(KTAP) -e 'trace syscalls:* { print(cpu, pid, execname, argstr) }' -- ls"
-	    echo "    $(ROOT) $(KTAP) scripts/opensnoop.kp      (and the other tools in scripts/)"
-	    echo "    $(KTAP) help functions"
+	    echo "    $(AS_ROOT)$(KTAP) -e 'trace syscalls:* { print(cpu, pid, execname, argstr) }' -- ls"
+	    echo "    $(AS_ROOT)$(KTAP) scripts/opensnoop.kp"
 	else
-	    echo "cannot trace this machine as $$(id -un) (see $(KTAP) doctor), so the events come from a recording:"
-	    echo "ktap --replay $(RECORDING) $(SCRIPT)"
+	    echo "$$(id -un) cannot trace this machine ($(KTAP) doctor tells why), so here are events of a recording:"
+	    echo "$(KTAP) --replay $(RECORDING) $(SCRIPT)"
 	    $(KTAP) --replay $(RECORDING) $(SCRIPT)
 	    echo
 	    echo "Go on with:"
-	    echo "    $(KTAP) -e 'print(\"hello\")'"
-	    echo "    sudo make run                             (the same on the live machine)"
-	fi | sed 's/^    *\.venv/    .venv/'
+	    echo "    sudo make run"
+	    echo "    $(KTAP) -e 'for (i = 1, 3) { print(\"hello\", i) }'"
+	fi
+	echo "    $(KTAP) help functions"
 
 test: lint compiled tracefs
 	@export COVERAGE_FILE=$$PWD/.coverage
@@ -60,10 +73,15 @@ lint: $(VENV)/.tested
 bench: $(VENV)/.tested compiled tracefs
 	@for file in tests/bench/*_bench.py; do echo "$$file"; $(VENV)/bin/python $$file; done
 
+endif
+
 # A fresh machine: Debian packages first, then a virtual environment of the system's own Python, which
 # sees Debian's bcc (there is no package of it elsewhere).
-$(VENV)/.installed: pyproject.toml | packages
-	@[ -x $(VENV)/bin/python ] || { echo "making $(VENV) from $(PYTHON)"; $(PYTHON) -m venv --system-site-packages $(VENV); }
+$(VENV)/.installed: $(if $(WRITABLE),pyproject.toml) | packages
+	@if [ ! -x $(VENV)/bin/pip ]; then
+	    echo "making $(VENV) from $(PYTHON)"
+	    $(PYTHON) -m venv --clear --system-site-packages $(VENV)
+	fi
 	echo "installing ktap with lark, llvmlite and rich into $(VENV)"
 	$(PIP) --no-build-isolation --config-settings editable_mode=compat --editable .
 	touch $@
@@ -75,7 +93,7 @@ $(VENV)/.tested: $(VENV)/.installed
 
 # Byte code of Python's own, written even where PYTHONDONTWRITEBYTECODE is set: it is half of a start.
 compiled: $(VENV)/.installed
-	@[ ! -w ktap ] || $(VENV)/bin/python -m compileall -q ktap compiler vm
+	@[ -z "$(WRITABLE)" ] || $(VENV)/bin/python -m compileall -q ktap compiler vm
 
 packages:
 	@missing=""
@@ -84,7 +102,8 @@ packages:
 	done
 	[ -n "$$missing" ] || exit 0
 	if [ "$(ROOT)" = false ]; then
-	    echo "missing, and only root can install them:$$missing"
+	    echo "missing, and only root can install them (sudo make, or apt-get install):$$missing"
+	    case "$$missing" in *python3-venv*|*"python3 "*) exit 1; esac
 	    exit 0
 	fi
 	echo "installing Debian packages:$$missing"
