@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Callable, Collection, Iterable, Optional, Union
 
 from compiler import tree
-from compiler.meaning import Capture, Global, Local, Meaning, Names, Scopes, Upvalue, Use, Variable
+from compiler.meaning import EVENT_NAMES, PATHS, Capture, Global, Local, Meaning, Names, Scopes, Upvalue, Use, Variable
 from vm.diagnostic import Diagnostic
+from vm.event import OLDER_NAMES
 from vm.program import MAX_UPVALUES, Span
 
 
@@ -75,7 +76,8 @@ class Walk:
 
     def __init__(self, source_name: str, builtins: Collection[str]) -> None:
         self.source_name = source_name
-        self.builtins = builtins
+        self.known = {*EVENT_NAMES, *PATHS, *OLDER_NAMES, *(name.split(".")[0] for name in builtins)}
+        """Names of the language: what could have been meant instead is of no interest."""
         self.scopes = Scopes()
         self.uses: list[Use] = []
         self.assigned: set[str] = set()
@@ -156,7 +158,8 @@ class Walk:
         if meaning is not None:
             self.scopes.meanings[id(root)] = meaning
         else:
-            self.uses.append(Use(tuple(reversed(parts)), call, looked_into, False, self.visible()))
+            visible = () if root.name in self.known else self.visible()
+            self.uses.append(Use(tuple(reversed(parts)), call, looked_into, False, visible))
 
     def function_expression(self, node: tree.FunctionExpression) -> None:
         """A function: its parameters are variables of a block around its body."""
