@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 SKIM = re.compile(
     r"""(?P<blank>[\s\ufeff]+|\#[^\n]*)
-    |(?P<string>"[^"\\\n]*(?:\\[\s\S][^"\\\n]*)*"|'[^'\\\n]*(?:\\[\s\S][^'\\\n]*)*')
+    |(?P<string>"[^"\\\n]*(?:\\(?:\r\n|[\s\S])[^"\\\n]*)*"|'[^'\\\n]*(?:\\(?:\r\n|[\s\S])[^'\\\n]*)*')
     |(?P<number>\d\w*(?:\.\d\w*)?)
     |(?P<timer>(?:tick|profile)-\d\w*)
     |(?P<word>[^\W\d]\w*)
