@@ -202,11 +202,9 @@ class Table(Dict[object, object]):
 
     def append(self, values: Iterable[object]) -> None:
         """Put `values` under consecutive integers, from the first free one on; a nil among them leaves a hole."""
-        free = len(self) + 1
-        if free > 1 and (free - 1 not in self or free in self):
-            free = 1
-            while free in self:
-                free += 1
+        free = 1
+        while free in self:
+            free += 1
         for number, value in enumerate(values, free):
             if value is not None:
                 self.put(number, value)
