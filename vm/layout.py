@@ -58,6 +58,8 @@ class Layout:
         self.lines: List[Text] = []
         self.asked: List[Set[int]] = [set() for _ in flow.blocks]
         """For each block, the regions in which `b` is asked where it is next."""
+        self.asked_in: List[Set[int]] = [set() for _ in flow.regions]
+        """The same by region."""
         self.again: List[Set[int]] = [set() for _ in flow.regions]
         """For each region, the blocks at which one of its rounds can begin by `continue`."""
         self.region = 0
@@ -95,7 +97,10 @@ class Layout:
 
     def ask(self, possible: Set[int]) -> None:
         """`b` is asked in the current region, where one of `possible` is next."""
-        for block in possible:
+        known = self.asked_in[self.region]
+        new = possible - known
+        known |= new
+        for block in new:
             self.asked[block].add(self.region)
 
     def is_asked(self, block: int, number: int, inside: bool) -> bool:
