@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Collection, NamedTuple, Optional, Sequence, Union
 
 from compiler import tree
+from compiler.skim import KEYWORDS
 from compiler.spell import suggest
 from vm.diagnostic import Diagnostic
 from vm.event import OLDER_NAMES, VARIABLES
@@ -248,7 +249,7 @@ class Names:
             if member in self.builtins:
                 return member
         plain = {name for name in self.builtins if "." not in name}
-        words = {"nil", "true", "false", *plain, *EVENT_NAMES, *PATHS, *self.globals, *self.tables, *use.visible}
+        words = {*KEYWORDS, *plain, *EVENT_NAMES, *PATHS, *self.globals, *self.tables, *use.visible}
         looked_into = use.looked_into or len(use.chain) > 1
         return suggest(use.name, words | self.libraries if looked_into else words)
 
