@@ -1,6 +1,6 @@
 """Images made to do harm: random changes of good ones, each of which must run or be refused.
 
-`python tests/vm/hostile.py SEED FIRST LAST` makes the images FIRST … LAST of a seed, loads, verifies and
+`python tests/hostile.py SEED FIRST LAST` makes the images FIRST … LAST of a seed, loads, verifies and
 runs each under small limits, and prints how many were refused (by load, by the verifier), ran and faulted.
 It ends with status 1 and says which image it was when one does anything else. The same seed and number
 give the same image, so `hostile.py SEED N N` repeats a failure; with `-v` it shows the bytecode first.
@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Callable, Optional
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from small_machine import MadeUpEvent, MadeUpHost  # noqa: E402
@@ -394,7 +394,7 @@ def main(words: list[str]) -> int:
             counts[outcome(image, Output(null, "null", LIMITS.output_bytes))] += 1
         except BaseException:
             traceback.print_exc()
-            print(f"repeat it by: python tests/vm/hostile.py -v {seed} {number} {number}", file=sys.stderr)
+            print(f"repeat it by: python tests/hostile.py -v {seed} {number} {number}", file=sys.stderr)
             return 1
     print(*(f"{name}={counts[name]}" for name in OUTCOMES))
     return 0
