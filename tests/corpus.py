@@ -62,7 +62,7 @@ class Case:
 
 def read_case(path: Path) -> Case:
     """The case in a file. Raises ValueError for an option that does not exist or nothing expected."""
-    source = path.read_text(encoding="latin-1")
+    source = path.read_text(encoding="utf-8", errors="surrogateescape")
     output: list[str] = []
     diagnostics: list[tuple[int, str]] = []
     events: list[Fired] = []

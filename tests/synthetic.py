@@ -22,7 +22,6 @@ from typing import Iterable, Optional, Sequence, Union
 from corpus import Fired
 
 from ktap import demand
-from ktap.capture import RAW
 from ktap.captured import ARGUMENTS, KERNEL_STACK, READ, RECORD, STATE, USER_STACK, make_event
 from ktap.event_format import DATA_LOC, INTEGER, POINTER, TEXT, EventFormat, Field
 from ktap.event_format import cut as up_to_nul
@@ -132,10 +131,6 @@ def record(event: Captured, fired: Fired, time_ns: int, first_point: int) -> Ite
 
 def number(text: str) -> int:
     return int(text, 0)
-
-
-def field_names(event: EventFormat) -> set[str]:
-    return {field.name for field in event.fields}
 
 
 # -- raw records ----------------------------------------------------------------------------------

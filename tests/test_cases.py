@@ -117,7 +117,7 @@ def run(case: Case, program: Program) -> Result:
     except Refusal as refusal:
         reports.append(refusal.render())
         status = refusal.status
-    return Result(b"".join(sink.parts).decode("latin-1"), told(reports), status, lost)
+    return Result(b"".join(sink.parts).decode("utf-8", "surrogateescape"), told(reports), status, lost)
 
 
 def told(reports: list[str]) -> tuple[tuple[int, str], ...]:
