@@ -17,9 +17,11 @@ from ktap import kernel, libbcc
 from ktap.capture import (
     PROFILE,
     RAW,
+    RETURN,
     SYSCALL_ENTER,
     SYSCALL_EXIT,
     TRACEPOINT,
+    UNREAD_BYTES,
     Case,
     Spec,
     capture_ir,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 MOST_CASES = 200
 """Kinds of records of one program."""
+MOST_UNREAD = 16_384
+"""Threads in system calls whose entry could not read something."""
 SYSCALL_NUMBERS = 1024
 """Above every system call's number."""
 DETACH_NS = 73_000_000
@@ -70,6 +74,8 @@ class Options(NamedTuple):
     event_id: Callable[[str], int]
     """The id of a tracepoint (`sched:sched_switch`)."""
     lowering: Optional[Lowering] = None
+    late_base: int = 0
+    """What is added to an event's number for what its system call's return sends."""
     """Handlers that run in the kernel."""
 
 
@@ -140,6 +146,7 @@ class Attachment:
             options.followed is not None,
             options.cpu,
             options.machine,
+            late_base=options.late_base,
         )
         lowering = options.lowering
         if lowering is not None and any(case.bodies for case in cases):
@@ -175,8 +182,13 @@ class Attachment:
             identity = event.wanted.format.id if event.wanted.format is not None else 0
             entry = wanted_entry(number, cases.index(event.case), identity)
             kernel.update(wanted, struct.pack("=I", event.wanted.number), struct.pack("=Q", entry))
+        values: Values = {"wanted": MapFd(wanted)}
+        if any(case.late for case in cases):
+            values["unread"] = MapFd(self._map(kernel.LRU_HASH, "ktap_unread", UNREAD_BYTES, MOST_UNREAD))
+            back = self._program(kernel.RAW_TRACEPOINT, RETURN, "sys_exit", tuple(cases), values)
+            self._events.append(kernel.attach_raw_tracepoint(back, "sys_exit"))
         name = "sys_enter" if context == SYSCALL_ENTER else "sys_exit"
-        fd = self._program(kernel.RAW_TRACEPOINT, context, name, tuple(cases), {"wanted": MapFd(wanted)})
+        fd = self._program(kernel.RAW_TRACEPOINT, context, name, tuple(cases), values)
         self._events.append(kernel.attach_raw_tracepoint(fd, name))
 
     def _raw(self, number: int, event: Captured) -> None:

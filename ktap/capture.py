@@ -1,15 +1,12 @@
 """Capture programs: one BPF program an attach point, which decides, reads and sends.
 
 In order: is it ktap itself, a process that is not followed, another processor? Do the filters hold?
-Then the record (ktap.layout) is made and handed to the event buffer:
+Then the record (ktap.layout) is filled (ktap.filling) and handed to the event buffer (ktap.sending).
 
-- through the ring buffer: space is reserved first and the time taken after it, which is what makes the
-  reader's horizon exact (ktap.ring_buffer). Records of one size are filled in place; others are put
-  together in a scratch map and copied to a reservation of their size;
-- through perf buffers: a mark that a program is at work on this processor is set before the time is
-  taken and cleared when the record is written (ktap.perf_buffer).
-
-What cannot be handed over is counted in the map `losses`, by event.
+Memory of a process can be read when an event fires only where it is in RAM. The kernel itself brings in
+what a system call points at while the call runs; so what could not be read at its entry is read again
+when it returns, and sent after the record by a program of the context RETURN (ktap.late puts them
+together).
 """
 
 from __future__ import annotations
@@ -18,23 +15,20 @@ from typing import Callable, Mapping, NamedTuple, Optional, Tuple
 
 from compiler.ir import Writer
 from ktap import demand
-from ktap.captured import ARGUMENTS, KERNEL_STACK, MEMBER, READ, RECORD, USER_STACK
-from ktap.event_format import DATA_LOC, REL_LOC, EventFormat
-from ktap.layout import HEAD_BYTES, Layout, Slot
+from ktap.captured import READ, RECORD
+from ktap.event_format import EventFormat
+from ktap.filling import UNREAD, fill_fixed, fill_varying
+from ktap.layout import Layout, aligned, integer
 from ktap.predicate import Predicate, lower, searches
+from ktap.sending import RING, STACK_RECORD_BYTES, send
 
 SYSCALL_ENTER, SYSCALL_EXIT, RAW, TRACEPOINT, PROFILE = "syscall enter", "syscall exit", "raw", "tracepoint", "profile"
 """What a program is attached to, which says what its context holds."""
 
-RING, PERF = "ring", "perf"
-
-MOST_RECORD_BYTES = 8192
-"""The largest raw record the kernel makes for a BPF program (PERF_MAX_TRACE_SIZE)."""
-STACK_RECORD_BYTES = 256
-"""Records up to this size are put together on the program's stack for a perf buffer."""
-NO_WAKEUP = 1
-CURRENT_CPU = 0xFFFFFFFF
-USER_STACK_FLAG = 256
+RETURN = "return"
+"""A system call returns: what its entry could not read is read now."""
+UNREAD_BYTES = 64
+"""A value of the map `unread`, by thread: the record of the system call's entry, its `wanted` entry in front."""
 
 
 class Registers(NamedTuple):
@@ -100,6 +94,14 @@ class Case(NamedTuple):
     """Whether a handler in the VM wants the record."""
     sent_filters: Optional[int] = None
     """The bits of the filters for which the record is sent, None where it is sent whatever they say."""
+    late: bool = False
+    """Memory of the process that could not be read at the entry of a system call is read again at its return."""
+
+    @property
+    def late_layout(self) -> Layout:
+        """What is sent at the return."""
+        reads = tuple(slot for slot in self.layout.slots if slot.name.startswith(READ))
+        return aligned((integer("pid_tgid", "Q"), *reads))
 
 
 class Spec(NamedTuple):
@@ -119,6 +121,8 @@ class Spec(NamedTuple):
     """Writes a lowered handler: the event's number as an operand, the label where it ends."""
     scratch_bytes: int = 0
     """What records of lowered handlers take at most."""
+    late_base: int = 0
+    """What is added to an event's number for what is sent at the return."""
 
 
 class Task(NamedTuple):
@@ -131,7 +135,7 @@ class Task(NamedTuple):
 
 def scratch_bytes(spec: Spec) -> int:
     """Size of the scratch value a program needs for each processor, 0 when it needs none."""
-    layouts = [case.layout for case in spec.cases]
+    layouts = [case.late_layout if spec.context == RETURN else case.layout for case in spec.cases]
     if spec.transport == RING:
         sizes = [layout.most_bytes for layout in layouts if layout.varies]
     else:
@@ -143,9 +147,11 @@ def capture_ir(spec: Spec) -> str:
     """The LLVM IR of a capture program.
 
     Its references: `buffer`, `losses`; `event` and `event_id` (numbers), or `wanted` (system calls);
-    `followed`, `scratch`, `busy` where the spec asks for them.
+    `followed`, `scratch`, `busy`, `text`, `unread` where the spec asks for them.
     """
     w = Writer()
+    if spec.context == RETURN:
+        return _return_ir(w, spec)
     number = None
     if spec.context in (SYSCALL_ENTER, SYSCALL_EXIT):
         number = _syscall_number(w, spec)
@@ -163,18 +169,54 @@ def capture_ir(spec: Spec) -> str:
         w.lookup("followed", key)
     task = Task(pair, cpu)
     if number is None:
-        _case(w, spec, spec.cases[0], task, w.number("event"), w.number("event_id"), None)
-    else:
-        event = w.value(f"and i64 {entry}, 16777215")
-        identity = w.value(f"lshr i64 {entry}, 32")
-        which = w.value(f"and i64 {w.value(f'lshr i64 {entry}, 24')}, 255")
-        for index, case in enumerate(spec.cases):
-            following = w.fresh("case")
-            if index + 1 < len(spec.cases):
-                w.only_if(w.value(f"icmp eq i64 {which}, {index}"), following)
-            _case(w, spec, case, task, w.value(f"sub i64 {event}, 1"), identity, number)
-            if index + 1 < len(spec.cases):
-                w.label(following)
+        frame = Frame(w, spec, spec.cases[0], task, "%ctx", w.number("event_id"))
+        _case(frame, w.number("event"), "0")
+        return w.text()
+
+    def one(case: Case, event: str, identity: str) -> None:
+        base = _syscall_record(w, spec, case, number) if _needs_record(case) else "%ctx"
+        _case(Frame(w, spec, case, task, base, identity), event, entry)
+
+    _each_case(w, spec, entry, one)
+    return w.text()
+
+
+def _each_case(w: Writer, spec: Spec, entry: str, one: Callable[[Case, str, str], None]) -> None:
+    """Choose the case by the entry of `wanted`; `one` writes it, given the numbers of the event and its format."""
+    event = w.value(f"sub i64 {w.value(f'and i64 {entry}, 16777215')}, 1")
+    identity = w.value(f"lshr i64 {entry}, 32")
+    which = w.value(f"and i64 {w.value(f'lshr i64 {entry}, 24')}, 255")
+    for index, case in enumerate(spec.cases):
+        following = w.fresh("case")
+        w.only_if(w.value(f"icmp eq i64 {which}, {index}"), following)
+        one(case, event, identity)
+        w.label(following)
+    w.goto("out")
+
+
+def _return_ir(w: Writer, spec: Spec) -> str:
+    """What a thread's system call could not read at its entry is read and sent."""
+    pair = w.call("get_current_pid_tgid")
+    key = w.local(4, "thread")
+    w.store(4, w.narrowed(pair, 4), key)
+    kept = w.lookup("unread", key)
+    record = w.local(UNREAD_BYTES, "record")
+    for offset in range(0, UNREAD_BYTES, 8):
+        w.store(8, w.load(8, kept, offset), record, offset)
+    w.call("map_delete", w.reference("unread"), key)
+    task = Task(pair, w.call("get_smp_processor_id"))
+
+    def one(case: Case, event: str, identity: str) -> None:
+        if not case.late:
+            w.goto("out")
+            return
+        frame = Frame(w, spec, case, task, record, identity)
+        late = w.value(f"add i64 {event}, {spec.late_base}")
+        point = w.value(f"shl i64 {late}, {spec.bits}")
+        layout = case.late_layout
+        send(frame, layout, late, lambda space: fill_varying(frame, layout, space, point), "out")
+
+    _each_case(w, spec, w.load(8, record), one)
     return w.text()
 
 
@@ -203,21 +245,29 @@ def _wanted(w: Writer, number: str) -> str:
     return entry
 
 
-def _case(w: Writer, spec: Spec, case: Case, task: Task, event: str, identity: str, number: Optional[str]) -> None:
+def _case(frame: Frame, event: str, entry: str) -> None:
     """Filter, fill and send; ends the block."""
-    base = "%ctx"
-    if number is not None and _needs_record(case):
-        base = _syscall_record(w, spec, case, number)
-    frame = Frame(w, spec, case, task, base, identity)
+    w, spec, case = frame.w, frame.spec, frame.case
     mask = _filters(frame)
     point = w.value(f"add i64 {w.value(f'shl i64 {event}, {spec.bits}')}, {mask}")
     if case.bodies:
         _run_bodies(frame, event, mask)
-    if case.sends:
-        fill = _fill_varying if case.layout.varies else _fill
-        send(frame, case.layout, event, lambda space: fill(frame, space, point), "out")
-    else:
+    if not case.sends:
         w.goto("out")
+        return
+    fill = fill_varying if case.layout.varies else fill_fixed
+    sent = w.fresh("sent")
+    if case.late:
+        w.store(8, 0, w.local(8, UNREAD))
+    send(frame, case.layout, event, lambda space: fill(frame, case.layout, space, point), sent)
+    w.label(sent)
+    if case.late:
+        w.only_if(w.value(f"icmp ne i64 {w.load(8, w.local(8, UNREAD))}, 0"))
+        key = w.local(4, "thread")
+        w.store(4, w.narrowed(frame.task.pair, 4), key)
+        w.store(8, entry, frame.base)
+        w.call("map_update", w.reference("unread"), key, frame.base, 0)
+    w.goto("out")
 
 
 def _run_bodies(frame: Frame, event: str, mask: str) -> None:
@@ -311,259 +361,3 @@ def _filters(frame: Frame) -> str:
     if not case.always:
         w.only_if(w.value(f"icmp ne i64 {mask}, 0"))
     return mask
-
-
-# -- sending --------------------------------------------------------------------------------------
-
-
-Fill = Callable[[str], str]
-"""Writes a record but for its time at an address; its length as an i64 operand."""
-
-
-def send(frame: Frame, layout: Layout, event: str, fill: Fill, then: str) -> None:
-    """Make a record and hand it to the event buffer; ends the block with a jump to `then`."""
-    (_send_ring if frame.spec.transport == RING else _send_perf)(frame, layout, event, fill, then)
-
-
-def _send_ring(frame: Frame, layout: Layout, event: str, fill: Fill, then: str) -> None:
-    w = frame.w
-    lost = w.fresh("lost")
-    if not layout.varies:
-        space = w.call("ringbuf_reserve", w.reference("buffer"), layout.fixed_bytes, 0)
-        w.only_if(w.value(f"icmp ne ptr {space}, null"), lost)
-        w.store(8, w.call("ktime_get_ns"), space)
-        fill(space)
-        w.call("ringbuf_submit", space, NO_WAKEUP)
-        w.goto(then)
-        w.label(lost)
-        _count_loss(w, event)
-        w.goto(then)
-        return
-    space = _scratch(frame)
-    length = fill(space)
-    pointer = w.local(16, "dynptr")
-    failed = w.call("ringbuf_reserve_dynptr", w.reference("buffer"), w.narrowed(length, 4), 0, pointer)
-    w.only_if(w.value(f"icmp eq i64 {failed}, 0"), lost)
-    w.store(8, w.call("ktime_get_ns"), space)
-    w.call("dynptr_write", pointer, 0, space, w.narrowed(length, 4), 0)
-    w.call("ringbuf_submit_dynptr", pointer, NO_WAKEUP)
-    w.goto(then)
-    w.label(lost)
-    w.call("ringbuf_discard_dynptr", pointer, NO_WAKEUP)
-    _count_loss(w, event)
-    w.goto(then)
-
-
-def _send_perf(frame: Frame, layout: Layout, event: str, fill: Fill, then: str) -> None:
-    w = frame.w
-    space = w.local(layout.most_bytes, "send") if layout.most_bytes <= STACK_RECORD_BYTES else _scratch(frame)
-    key = w.local(4, "key")
-    w.store(4, frame.task.cpu, key)
-    busy = w.lookup("busy", key)
-    w.value(f"atomicrmw add ptr {busy}, i64 1 seq_cst")
-    if layout.varies:
-        length = fill(space)
-        w.store(8, w.call("ktime_get_ns"), space)
-    else:
-        w.store(8, w.call("ktime_get_ns"), space)
-        length = fill(space)
-    result = w.call("perf_event_output", "%ctx", w.reference("buffer"), CURRENT_CPU, space, length)
-    w.value(f"atomicrmw add ptr {busy}, i64 -1 seq_cst")
-    w.only_if(w.value(f"icmp ne i64 {result}, 0"), then)
-    _count_loss(w, event)
-    w.goto(then)
-
-
-def _scratch(frame: Frame) -> str:
-    key = frame.w.local(4, "key")
-    frame.w.store(4, frame.task.cpu, key)
-    return frame.w.lookup("scratch", key)
-
-
-def _count_loss(w: Writer, event: str) -> None:
-    key = w.local(4, "key")
-    w.store(4, w.narrowed(event, 4), key)
-    counter = w.lookup("losses", key)
-    w.value(f"atomicrmw add ptr {counter}, i64 1 seq_cst")
-
-
-# -- filling --------------------------------------------------------------------------------------
-
-
-def _fill(frame: Frame, space: str, point: str) -> str:
-    """A record of one size, but for its time; its length."""
-    w, layout = frame.w, frame.case.layout
-    w.store(4, w.narrowed(point, 4), space, 8)
-    w.store(4, frame.task.cpu, space, 12)
-    for index, slot in enumerate(layout.slots):
-        FILL[slot.name](frame, slot, space, layout.offset(index))
-    return str(layout.fixed_bytes)
-
-
-def _fill_varying(frame: Frame, space: str, point: str) -> str:
-    """A record whose size varies, but for its time; its length as an i64."""
-    w, layout = frame.w, frame.case.layout
-    w.store(4, w.narrowed(point, 4), space, 8)
-    w.store(4, frame.task.cpu, space, 12)
-    position = str(layout.fixed_bytes)
-    for index, slot in enumerate(layout.slots):
-        offset = layout.offset(index)
-        if not slot.varies:
-            FILL[slot.name](frame, slot, space, offset)
-            continue
-        target = w.at(space, position)
-        length = _varying(frame, slot, target)
-        w.store(4, w.narrowed(length, 4), space, offset)
-        position = _advanced(w, position, length, slot.size_bytes)
-    return position
-
-
-def _advanced(w: Writer, position: str, length: str, most_bytes: int) -> str:
-    """The position behind `length` bytes, or the same where the length is negative.
-
-    A length above the slot's size cannot be; saying so is for the verifier.
-    """
-    some, none, both = w.fresh("some"), w.fresh("none"), w.fresh("both")
-    w.branch(w.value(f"icmp ugt i64 {length}, {most_bytes}"), none, some)
-    w.label(some)
-    moved = w.value(f"add i64 {position}, {length}")
-    w.goto(both)
-    w.label(none)
-    w.goto(both)
-    w.label(both)
-    return w.value(f"phi i64 [ {moved}, %{some} ], [ {position}, %{none} ]")
-
-
-def _varying(frame: Frame, slot: Slot, target: str) -> str:
-    """Write the bytes of a slot; their number as an i64, negative where they could not be read."""
-    if slot.name == RECORD:
-        return _whole_record(frame, slot, target)
-    if slot.name in (KERNEL_STACK, USER_STACK):
-        flags = USER_STACK_FLAG if slot.name == USER_STACK else 0
-        return frame.w.call("get_stack", "%ctx", target, slot.size_bytes, flags)
-    if slot.name.startswith(READ):
-        return _read(frame, frame.case.reads[int(slot.name[len(READ) :])], target)
-    return _member(frame, frame.case.chains[slot.name[len(MEMBER) :]], target)
-
-
-def _read(frame: Frame, read: demand.Read, target: str) -> str:
-    w = frame.w
-    address = frame.expression(read.address)
-    if read.kind == demand.STRING:
-        length = w.call(f"probe_read_{read.space}_str", target, read.most_bytes, address)
-        return w.value(f"sub i64 {length}, 1")
-    size = str(read.most_bytes)
-    if read.length is not None:
-        wanted = frame.expression(read.length)
-        too_long = w.value(f"icmp ugt i64 {wanted}, {read.most_bytes}")
-        size = w.value(f"select i1 {too_long}, i64 {read.most_bytes}, i64 {wanted}")
-        negative = w.value(f"icmp slt i64 {wanted}, 0")
-        size = w.value(f"select i1 {negative}, i64 0, i64 {size}")
-    failed = w.call(
-        f"probe_read_{read.space}", target, w.narrowed(size, 8) if size.isdigit() else _word(w, size), address
-    )
-    return w.value(f"select i1 {w.value(f'icmp eq i64 {failed}, 0')}, i64 {size}, i64 -1")
-
-
-def _word(w: Writer, operand: str) -> str:
-    return w.value(f"trunc i64 {operand} to i32")
-
-
-def _member(frame: Frame, chain: Chain, target: str) -> str:
-    """Follow pointers from an argument or the running task and read the member at their end."""
-    w = frame.w
-    address = w.call("get_current_task") if chain.argument is None else w.load(8, "%ctx", 8 * chain.argument)
-    room = w.local(8, "word")
-    for offset in chain.steps[:-1]:
-        w.store(8, 0, room)
-        w.call("probe_read_kernel", room, 8, w.value(f"add i64 {address}, {offset}"))
-        address = w.load(8, room)
-    place = w.value(f"add i64 {address}, {chain.steps[-1]}")
-    failed = w.call("probe_read_kernel", target, chain.size_bytes, place)
-    return w.value(f"select i1 {w.value(f'icmp eq i64 {failed}, 0')}, i64 {chain.size_bytes}, i64 -1")
-
-
-def _whole_record(frame: Frame, slot: Slot, target: str) -> str:
-    """The raw record with what its `__data_loc` fields point at."""
-    w, event_format = frame.w, frame.case.format
-    assert event_format is not None
-    end = str(record_bytes(event_format))
-    for field in event_format.fields:
-        if field.place in (DATA_LOC, REL_LOC):
-            word = w.load_wide(4, False, frame.base, field.offset)
-            start = w.value(f"and i64 {word}, 65535")
-            length = w.value(f"lshr i64 {word}, 16")
-            behind = w.value(f"add i64 {start}, {length}")
-            if field.place == REL_LOC:
-                behind = w.value(f"add i64 {behind}, {field.offset + 4}")
-            further = w.value(f"icmp ugt i64 {behind}, {end}")
-            end = w.value(f"select i1 {further}, i64 {behind}, i64 {end}")
-    size = end
-    if not end.isdigit():
-        too_long = w.value(f"icmp ugt i64 {end}, {slot.size_bytes}")
-        size = w.value(f"select i1 {too_long}, i64 {slot.size_bytes}, i64 {end}")
-    address = w.value(f"ptrtoint ptr {frame.base} to i64")
-    failed = w.call("probe_read_kernel", target, size if size.isdigit() else _word(w, size), address)
-    w.store(8, _common(frame), target)
-    return w.value(f"select i1 {w.value(f'icmp eq i64 {failed}, 0')}, i64 {size}, i64 -1")
-
-
-def record_bytes(event_format: EventFormat) -> int:
-    """Size of the fixed part of a raw record: to the end of its last field, rounded up to 8 as the kernel does."""
-    ends = [field.offset + field.size for field in (*event_format.fields, *event_format.common)]
-    return max(ends, default=8)
-
-
-def _common(frame: Frame) -> str:
-    """The common fields: common_type and common_pid; common_flags and common_preempt_count are 0."""
-    w = frame.w
-    thread = w.value(f"shl i64 {frame.task.pair}, 32")
-    return w.value(f"or i64 {thread}, {frame.identity}")
-
-
-def _fill_record(frame: Frame, slot: Slot, space: str, offset: int) -> None:
-    """A raw record of one size: its common fields, then a copy of the rest."""
-    w = frame.w
-    w.store(8, _common(frame), space, offset)
-    done = 8
-    for size in (8, 4, 2, 1):
-        while done + size <= slot.size_bytes:
-            w.store(size, w.load(size, frame.base, done), space, offset + done)
-            done += size
-
-
-def _fill_arguments(frame: Frame, slot: Slot, space: str, offset: int) -> None:
-    for place in range(0, slot.size_bytes, 8):
-        frame.w.store(8, frame.w.load(8, "%ctx", place), space, offset + place)
-
-
-def _fill_comm(frame: Frame, slot: Slot, space: str, offset: int) -> None:
-    frame.w.call("get_current_comm", frame.w.at(space, offset), slot.size_bytes)
-
-
-def _fill_pair(frame: Frame, slot: Slot, space: str, offset: int) -> None:
-    frame.w.store(8, frame.task.pair, space, offset)
-
-
-def _from(helper: str) -> Callable[[Frame, Slot, str, int], None]:
-    def fill(frame: Frame, slot: Slot, space: str, offset: int) -> None:
-        frame.w.store(8, frame.w.call(helper), space, offset)
-
-    return fill
-
-
-def _fill_parent(frame: Frame, slot: Slot, space: str, offset: int) -> None:
-    _member(frame, frame.case.chains["ppid"], frame.w.at(space, offset))
-
-
-FILL: Mapping[str, Callable[[Frame, Slot, str, int], None]] = {
-    "pid_tgid": _fill_pair,
-    "uid_gid": _from("get_current_uid_gid"),
-    "comm": _fill_comm,
-    "cgroup": _from("get_current_cgroup_id"),
-    "ppid": _fill_parent,
-    RECORD: _fill_record,
-    ARGUMENTS: _fill_arguments,
-}
-"""How the slots of one size are filled; those of varying size are in `_varying`."""
-assert HEAD_BYTES == 16

@@ -18,10 +18,12 @@ import time
 from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from ktap import attach, kernel, libbcc
-from ktap.captured import TextOf, make_event
-from ktap.demand import Demand
+from ktap.captured import READ, TextOf, make_event
+from ktap.demand import USER, Demand
 from ktap.event_format import EventFormat
 from ktap.follow import Follower
+from ktap.late import Late, Places
+from ktap.layout import Layout
 from ktap.needs import needs
 from ktap.plan import Captured, Wanted, captured, probes_of
 from ktap.resolve import Kernel, Resolver
@@ -97,6 +99,7 @@ class LiveSource:
         self._points: List[Tuple[Event, Tuple[Union[int, Action], ...]]] = []
         self._labels: List[str] = []
         self._order = Order()
+        self._late: Optional[Late] = None
         self._sleep_ns = SHORTEST_SLEEP_NS
         self._buffer: Optional[Buffer] = None
         self._attachment: Optional[attach.Attachment] = None
@@ -147,7 +150,7 @@ class LiveSource:
             self._lowering = None
             return found
         programs = {index: sum(index in event.probes for event in found) for index in lowered}
-        self._lowering.prepare(len(found), programs)
+        self._lowering.prepare(2 * len(found), programs)
         return [self._lowering.divided(event, lowered, demands) for event in found]
 
     def _symbols(self, demands: Dict[int, Demand]) -> Dict[str, int]:
@@ -163,7 +166,7 @@ class LiveSource:
     def _go_live(self, events: Sequence[Captured]) -> None:
         bits = max(len(event.wanted.filters) for event in events)
         self._buffer = self._open_buffer(events)
-        self._buffer.expect([event.case.layout for event in events], bits)
+        self._buffer.expect(layouts_of(events), bits)
         self._set_points(events, bits)
         if self._options.pids:
             tracefs = self._kernel.tracefs()
@@ -171,9 +174,9 @@ class LiveSource:
         followed = self._follower.map_fd if self._follower else None
         own = kernel.own_process()
         common = attach.Options(
-            bits, own, followed, self._options.cpu, platform.machine(), self._event_id, self._lowering
+            bits, own, followed, self._options.cpu, platform.machine(), self._event_id, self._lowering, len(events)
         )
-        self._attachment = attach.Attachment(self._buffer, common, len(events))
+        self._attachment = attach.Attachment(self._buffer, common, 2 * len(events))
         skipped = self._attachment.attach(list(enumerate(events)))
         if self._lowering is not None:
             self._add_sites(events, bits)
@@ -213,7 +216,7 @@ class LiveSource:
         """Make known what handlers in the kernel send."""
         assert self._lowering is not None and self._buffer is not None
         outside = self._lowering.outside()
-        layouts = [event.case.layout for event in events] + [site.layout for site in outside]
+        layouts = layouts_of(events) + [site.layout for site in outside]
         self._buffer.expect(layouts, bits)
         for site in outside:
             self._points += [(site.event, (site.handle,))] * (1 << bits)
@@ -232,6 +235,9 @@ class LiveSource:
             self._labels.append(event.wanted.label)
             for mask in range(1 << bits):
                 self._points.append((made, probes_of(event.wanted, mask)))
+        self._points += [(point, ()) for point, _ in self._points]
+        late = {number: places_of(event) for number, event in enumerate(events) if event.case.late}
+        self._late = Late(late, len(events), bits) if late else None
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -261,7 +267,10 @@ class LiveSource:
         else:
             self._sleep_ns = min(max(2 * self._sleep_ns, SHORTEST_SLEEP_NS), LONGEST_SLEEP_NS)
         records = self._order.take(drained)
-        return Batch(records, self._order.horizon_ns, False)
+        horizon_ns = self._order.horizon_ns
+        if self._late is not None:
+            records, horizon_ns = self._late.complete(records, horizon_ns)
+        return Batch(records, horizon_ns, False)
 
     def losses(self) -> Sequence[Loss]:
         """See vm.event.Source.losses: what found no room, by event, and runs that the kernel skipped."""
@@ -294,6 +303,20 @@ class LiveSource:
         if self._buffer is not None:
             self._buffer.close()
             self._buffer = None
+
+
+def layouts_of(events: Sequence[Captured]) -> List[Layout]:
+    """The layouts of all events, then of what comes late of each."""
+    late = [event.case.late_layout if event.case.late else event.case.layout for event in events]
+    return [event.case.layout for event in events] + late
+
+
+def places_of(event: Captured) -> Places:
+    """Where records hold the thread and what may come late."""
+    layout, late = event.case.layout, event.case.late_layout
+    names = [f"{READ}{number}" for number, read in enumerate(event.case.reads) if read.space == USER]
+    found = [[one.item(name) or 0 for name in ("pid_tgid", *names)] for one in (layout, late)]
+    return Places(found[0][0], tuple(found[0][1:]), found[1][0], tuple(found[1][1:]))
 
 
 def detach_s(events: int) -> int:

@@ -22,7 +22,7 @@ from compiler.lower.snapshot import Closure, Snapshot, take, text
 from compiler.lower.stops import can_stop
 from compiler.lower.types import INTEGER, NIL, PROBENAME, Type, join, string
 from compiler.lower.values import Site, Value, integer, of_constant
-from ktap.capture import RAW, Access, Body, Frame, Spec, send
+from ktap.capture import RAW, Access, Body, Frame, Spec
 from ktap.captured import CapturedEvent
 from ktap.demand import Demand
 from ktap.demand import join as joined
@@ -31,6 +31,7 @@ from ktap.event_format import POINTER, TEXT
 from ktap.layout import Layout, Slot, aligned, fixed, variable
 from ktap.layout import integer as integer_slot
 from ktap.plan import Wanted, field_of
+from ktap.sending import send
 from ktap.tables import KernelTables, Variables, number, unpack_bytes
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Action, Event, Probe

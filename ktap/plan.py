@@ -16,11 +16,11 @@ from ktap.capture import (
     SYSCALL_EXIT,
     Body,
     Case,
-    record_bytes,
 )
 from ktap.captured import ARGUMENTS, KERNEL_STACK, PLUMBING_FRAMES, READ, RECORD, USER_STACK, Kind
 from ktap.demand import Demand
 from ktap.event_format import INLINE, INTEGER, POINTER, EventFormat, Field
+from ktap.filling import record_bytes
 from ktap.layout import Slot, aligned, fixed, integer, variable
 from ktap.predicate import Predicate
 from vm.values import wrap
@@ -101,7 +101,8 @@ def reads_record(wanted: Demand) -> bool:
 
 def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
     """The slots of a wanted event, its case and its kind; `symbols` are the addresses that its reads name."""
-    slots: List[Slot] = context_slots(wanted.demand)
+    late = wanted.context == SYSCALL_ENTER and any(read.space == demand.USER for read in wanted.demand.reads)
+    slots: List[Slot] = context_slots(wanted.demand, late)
     reads: List[demand.Read] = []
     placed: List[demand.Read] = []
     place_of = _places(wanted, symbols)
@@ -128,6 +129,7 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
         bodies=wanted.bodies,
         sends=bool(wanted.probes),
         sent_filters=_bits(wanted.filter_of),
+        late=late and bool(wanted.probes),
     )
     kind = Kind(wanted.name, layout, wanted.format, tuple(reads), wanted.arguments, symbols, wanted.context != PROFILE)
     return Captured(wanted, case, kind)
@@ -143,11 +145,11 @@ def _bits(filters: Tuple[Optional[int], ...]) -> Optional[int]:
     return total
 
 
-def context_slots(wanted: Demand) -> List[Slot]:
-    """The slots of the running task that handlers may read."""
+def context_slots(wanted: Demand, late: bool) -> List[Slot]:
+    """The slots of the running task that handlers may read; what comes late is found by its thread."""
     names = wanted.variables
     slots: List[Slot] = []
-    if names & {"pid", "tid"} or wanted.user_stack:
+    if names & {"pid", "tid"} or wanted.user_stack or late:
         slots.append(integer("pid_tgid", "Q"))
     if names & {"uid", "gid"}:
         slots.append(integer("uid_gid", "Q"))
