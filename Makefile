@@ -83,12 +83,12 @@ $(VENV)/.installed: $(if $(WRITABLE),pyproject.toml) | packages
 	    $(PYTHON) -m venv --clear --system-site-packages $(VENV)
 	fi
 	echo "installing ktap with lark, llvmlite and rich into $(VENV)"
-	$(PIP) --no-build-isolation --config-settings editable_mode=compat --editable .
+	$(PIP) --config-settings editable_mode=compat --editable .
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
 	@echo "installing pytest, hypothesis, coverage, mypy and ruff into $(VENV)"
-	$(PIP) --no-build-isolation --config-settings editable_mode=compat --editable '.[test]'
+	$(PIP) --config-settings editable_mode=compat --editable '.[test]'
 	touch $@
 
 # Byte code of Python's own, written even where PYTHONDONTWRITEBYTECODE is set: it is half of a start.

@@ -153,22 +153,24 @@ def bcc() -> Finding:
 BCC_REMEDY = "apt-get install python3-bpfcc, in a venv made with --system-site-packages from /usr/bin/python3"
 PIP_REMEDY = "make run, or pip install"
 
+UNUSED = "this version does not use it"
+
 CHECKS: tuple[Check, ...] = (
-    Check("privilege", True, "any live event", privilege),
-    Check("BPF programs", True, "any live event", bpf_programs),
-    Check("perf events", True, "perf buffers, profile-", perf_events),
-    Check("tracefs", True, "names and fields of events", tracefs),
-    Check("libbcc", True, "any live event", bcc),
-    Check("llvmlite", True, "any live event", library("llvmlite", f"{PIP_REMEDY} llvmlite")),
-    Check("lark", True, "compiling scripts", library("lark", f"{PIP_REMEDY} lark")),
-    Check("ring buffers", False, "--buffer ring; perf buffers do the same", ring_buffer),
-    Check("system calls", False, "syscalls:*", system_calls),
-    Check("BTF", False, "raw: arguments and curtask by name", btf),
-    Check("kernel symbols", False, "names for kernel addresses", kernel_symbols),
-    Check("kernel function probes", False, "not used by this version", probe_device("kprobe", "CONFIG_KPROBE_EVENTS")),
-    Check("user function probes", False, "not used by this version", probe_device("uprobe", "CONFIG_UPROBE_EVENTS")),
-    Check("locked memory", False, "kernels before 5.11", locked_memory),
-    Check("rich", False, "colours in tables", library("rich", f"{PIP_REMEDY} rich")),
+    Check("privilege", True, "for any live event", privilege),
+    Check("BPF programs", True, "for any live event", bpf_programs),
+    Check("perf events", True, "for perf buffers and profile-", perf_events),
+    Check("tracefs", True, "for names and fields of events", tracefs),
+    Check("libbcc", True, "for any live event", bcc),
+    Check("llvmlite", True, "for any live event", library("llvmlite", f"{PIP_REMEDY} llvmlite")),
+    Check("lark", True, "for compiling scripts", library("lark", f"{PIP_REMEDY} lark")),
+    Check("ring buffers", False, "for --buffer ring; perf buffers do the same", ring_buffer),
+    Check("system calls", False, "for syscalls:*", system_calls),
+    Check("BTF", False, "for curtask and raw: arguments by name", btf),
+    Check("kernel symbols", False, "for names of kernel addresses", kernel_symbols),
+    Check("kernel function probes", False, UNUSED, probe_device("kprobe", "CONFIG_KPROBE_EVENTS")),
+    Check("user function probes", False, UNUSED, probe_device("uprobe", "CONFIG_UPROBE_EVENTS")),
+    Check("locked memory", False, "for kernels before 5.11", locked_memory),
+    Check("rich", False, "for colours in tables", library("rich", f"{PIP_REMEDY} rich")),
 )
 
 
@@ -214,7 +216,7 @@ def _verdict(check: Check, finding: Finding) -> str:
 
 
 def _advice(check: Check, finding: Finding) -> str:
-    return f"{finding.remedy} (for {check.purpose})"
+    return f"{finding.remedy} ({check.purpose})"
 
 
 def _read(path: str) -> Optional[str]:
