@@ -44,7 +44,13 @@ class Lasting(NamedTuple):
     name: str
 
 
-Symbol = Union[Known, Closures, Builtin, Box, Task, Lasting, demand.Expression]
+class Single(NamedTuple):
+    """A pack of exactly one value: the results of a call, to be spread."""
+
+    value: Union[Known, Closures, Builtin, Box, Task, Lasting, demand.Expression]
+
+
+Symbol = Union[Known, Closures, Builtin, Box, Task, Lasting, Single, demand.Expression]
 State = Dict[int, Symbol]
 """What is known of the registers; one that is missing can be anything."""
 
@@ -78,6 +84,15 @@ def lasting(symbol: Optional[Symbol]) -> Optional[Symbol]:
     if isinstance(symbol, Task):
         return Lasting("curtask")
     return symbol
+
+
+def stored(first: Optional[Symbol], second: Optional[Symbol]) -> Optional[Symbol]:
+    """What is known of a variable that is given one of two values; that one was an event's is worth remembering."""
+    second = lasting(second)
+    for symbol in (first, second):
+        if isinstance(symbol, Lasting):
+            return symbol
+    return either(first, second)
 
 
 def depth(expression: demand.Expression) -> int:

@@ -22,14 +22,15 @@ from ktap.abstract import (
     Closures,
     Known,
     Lasting,
+    Single,
     State,
     Symbol,
     Task,
     depth,
-    either,
     lasting,
     merge,
     same,
+    stored,
 )
 from ktap.demand import BYTES, KERNEL, STRING, USER, Demand
 from vm.diagnostic import Diagnostic
@@ -135,11 +136,11 @@ class _Facts:
 
     def store_global(self, name: bytes, symbol: Optional[Symbol]) -> None:
         """Note what a global is given."""
-        self.globals[name] = either(self.globals[name], symbol) if name in self.globals else symbol
+        self.globals[name] = stored(self.globals[name], symbol) if name in self.globals else lasting(symbol)
 
     def store_box(self, box: Box, symbol: Optional[Symbol]) -> None:
         """Note what a box is given."""
-        self.boxes[box] = either(self.boxes[box], symbol) if box in self.boxes else symbol
+        self.boxes[box] = stored(self.boxes[box], symbol) if box in self.boxes else lasting(symbol)
 
 
 class _Walk:
@@ -282,6 +283,8 @@ class _Body:
 
     def loosen(self, symbol: Optional[Symbol]) -> None:
         """A function that goes where its calls cannot be seen."""
+        if isinstance(symbol, Single):
+            symbol = symbol.value
         if isinstance(symbol, Closures):
             self.facts.loose |= symbol.functions
 
@@ -326,7 +329,7 @@ class _Body:
         self.put(state, instruction.a, Closures(frozenset({made})))
 
     def _get_global(self, instruction: Instruction, state: State) -> None:
-        self.put(state, instruction.a, lasting(self.facts.globals.get(self.text(instruction.b).encode())))
+        self.put(state, instruction.a, self.facts.globals.get(self.text(instruction.b).encode()))
 
     def _set_global(self, instruction: Instruction, state: State) -> None:
         self.facts.store_global(self.text(instruction.a).encode(), self.value(instruction.b, state))
@@ -338,7 +341,7 @@ class _Body:
 
     def _unbox(self, instruction: Instruction, state: State) -> None:
         symbol = state.get(instruction.b)
-        self.put(state, instruction.a, lasting(self.facts.boxes.get(symbol)) if isinstance(symbol, Box) else None)
+        self.put(state, instruction.a, self.facts.boxes.get(symbol) if isinstance(symbol, Box) else None)
 
     def _set_box(self, instruction: Instruction, state: State) -> None:
         symbol, value = state.get(instruction.a), self.value(instruction.b, state)
@@ -349,7 +352,7 @@ class _Body:
 
     def _get_upvalue(self, instruction: Instruction, state: State) -> None:
         box = self.facts.upvalues.get((self.index, instruction.b))
-        self.put(state, instruction.a, lasting(self.facts.boxes.get(box)) if box is not None else None)
+        self.put(state, instruction.a, self.facts.boxes.get(box) if box is not None else None)
 
     def _set_upvalue(self, instruction: Instruction, state: State) -> None:
         box, value = self.facts.upvalues.get((self.index, instruction.a)), self.value(instruction.b, state)
@@ -371,26 +374,33 @@ class _Body:
         """The handler of a probe is walked as one."""
 
     def _call(self, instruction: Instruction, state: State) -> None:
-        first, count, results = instruction.a, instruction.b, instruction.c
-        spread = instruction.op.endswith("X")
-        arguments = tuple(state.get(register) for register in range(first + 1, first + 1 + count - spread))
-        symbol = self.called(state.get(first), arguments)
+        first, results = instruction.a, instruction.c
+        symbol = self.called(state.get(first), self._arguments(instruction, state))
         for register in range(first, first + (1 if results == PACK else results)):
             state.pop(register, None)
-        if results >= 1:
+        if results == PACK and symbol is not None and not isinstance(symbol, Single):
+            state[first] = Single(symbol)
+        elif results >= 1:
             self.put(state, first, symbol)
 
+    def _arguments(self, instruction: Instruction, state: State) -> Tuple[Optional[Symbol], ...]:
+        """What is known of the arguments of a call; a pack at their end is spread where it holds one value."""
+        first, count = instruction.a + 1, instruction.b
+        symbols = [state.get(register) for register in range(first, first + count)]
+        if instruction.op.endswith("X"):
+            last = symbols.pop()
+            if isinstance(last, Single):
+                symbols.append(last.value)
+        return tuple(symbols)
+
     def _tail_call(self, instruction: Instruction, state: State) -> None:
-        first, count = instruction.a, instruction.b
-        spread = instruction.op.endswith("X")
-        arguments = tuple(state.get(register) for register in range(first + 1, first + 1 + count - spread))
-        self.returned.append(self.called(state.get(first), arguments))
+        self.returned.append(self.called(state.get(instruction.a), self._arguments(instruction, state)))
 
     def _return(self, instruction: Instruction, state: State) -> None:
         for register in range(instruction.a, instruction.a + max(0, instruction.b)):
             self.loosen(state.get(register))
-        single = instruction.op == "RETURN" and instruction.b == 1
-        self.returned.append(state.get(instruction.a) if single else None)
+        symbol = state.get(instruction.a) if instruction.b == 1 else None
+        self.returned.append(symbol.value if isinstance(symbol, Single) else symbol)
 
     # -- calls ------------------------------------------------------------------------------------
 

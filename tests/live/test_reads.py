@@ -1,0 +1,191 @@
+"""Memory, stacks and the running task as they were when the event fired."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+from tracing import TRANSPORTS, python, trace
+
+from ktap.late import Late, Places
+from vm.diagnostic import Refusal
+
+pytestmark = pytest.mark.live
+
+WRITES = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+text = ctypes.create_string_buffer(b"first\\0second\\0" + b"x" * 5000)
+at = ctypes.addressof(text)
+pair = (ctypes.c_uint64 * 2)(at, at + 6)
+fd = os.open("/dev/null", os.O_WRONLY)
+libc.write(fd, text, 13)
+libc.write(fd, pair, 16)
+libc.write(fd, ctypes.c_void_p(at + 6), 5000)
+text[0] = b"F"
+ctypes.memset(at, 0, 5000)
+libc.write(fd, ctypes.c_void_p(8), 99)
+"""
+READS = {
+    13: ("user_string(arg2)", "first"),
+    16: ("user_string(user_u64(arg2 + 8))", "second"),
+    5000: ("len(user_string(args.buf))", "6"),
+    99: ("user_string(arg2)", "nil"),
+}
+MORE = {
+    13: ("user_string(arg2 + 2, 2)", "rs"),
+    16: ("user_string(user_u64(args.buf))", "first"),
+    5000: ("len(user_buf(arg2, arg3))", "4096"),
+    99: ("user_u8(arg2)", "nil"),
+}
+NUMBERS = {
+    13: ("user_buf(arg2, 5)", "first"),
+    16: ("user_u64(arg2) == (user_u32(arg2) | user_u32(arg2 + 4) << 32)", "true"),
+    5000: ("user_u8(arg2)", str(ord("s"))),
+    99: ("user_buf(arg2, arg3)", "nil"),
+}
+
+
+@pytest.mark.parametrize("buffer", TRANSPORTS)
+@pytest.mark.parametrize("wanted", [READS, MORE, NUMBERS])
+def test_user_memory(wanted: dict[int, tuple[str, str]], buffer: str) -> None:
+    probe = "trace syscalls:sys_enter_write /count == %d/ { print(arg3, %s) }\n"
+    script = "".join(probe % (size, expression) for size, (expression, _) in wanted.items())
+    lines = trace(script, python(WRITES), buffer=buffer).lines
+    assert lines == [f"{size}\t{value}" for size, (_, value) in wanted.items()]
+
+
+def test_a_long_string_is_whole_up_to_the_limit() -> None:
+    name = "/" + "/".join(["d" * 200] * 19)
+    code = f"import os\ntry: os.open({name!r}, 0)\nexcept OSError: pass"
+    script = 'trace syscalls:sys_enter_openat /filename ~ "/ddd*"/ { print(user_string(arg2)) }'
+    assert trace(script, python(code)).lines == [name]
+
+
+NOT_IN_RAM = """
+import ctypes, mmap, os, tempfile
+libc = ctypes.CDLL(None)
+with tempfile.TemporaryFile() as file:
+    file.write(b"/no/such/file\\0")
+    file.truncate(4096)
+    file.flush()
+    pages = mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE)
+    for _ in range(3):
+        pages.madvise(mmap.MADV_DONTNEED)
+        libc.open(ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(pages))), 0)
+"""
+
+
+@pytest.mark.parametrize("buffer", TRANSPORTS)
+def test_what_is_not_in_ram_is_read_when_the_call_returns(buffer: str) -> None:
+    script = """
+    var last = 0
+    trace syscalls:sys_enter_openat { print("open", user_string(arg2), nsecs >= last)  last = nsecs }
+    trace syscalls:sys_exit_openat /ret == -2/ { print("failed", arg1, nsecs >= last)  last = nsecs }
+    """
+    lines = trace(script, python(NOT_IN_RAM), buffer=buffer).lines
+    wanted = ["open\t/no/such/file\ttrue", "failed\t-2\ttrue"]
+    places = [index for index, line in enumerate(lines) if line == wanted[0]]
+    assert len(places) == 3
+    assert [lines[index + 1] for index in places] == [wanted[1]] * 3
+    assert not [line for line in lines if "false" in line]
+
+
+def test_an_entry_waits_for_its_return_but_not_for_long() -> None:
+    late = Late({0: Places(3, (4,), 3, (4,))}, base=1, bits=0)
+    assert late.complete([(10, 0, 0, 7, None), (11, 2, 0)], 20) == ([], 9)
+    assert late.complete([(21, 1, 0, 7, b"x"), (22, 2, 0)], 30) == ([(10, 0, 0, 7, b"x"), (11, 2, 0), (22, 2, 0)], 30)
+    assert late.complete([(31, 0, 0, 7, None), (32, 0, 0, 8, None), (33, 2, 0)], 40) == ([], 30)
+    assert late.complete([(41, 1, 0, 8, b"y")], 50) == ([], 30)
+    ready, horizon = late.complete([(51, 2, 0)], 31 + 20_000_000)
+    assert ready == [(31, 0, 0, 7, None), (32, 0, 0, 8, b"y"), (33, 2, 0), (51, 2, 0)]
+    assert horizon == 31 + 20_000_000
+    assert late.complete([(60, 1, 0, 7, b"too late")], 30_000_000) == ([], 30_000_000)
+
+
+def test_the_running_task() -> None:
+    script = "trace syscalls:sys_enter_getppid { print(pid, tid, uid, gid, execname, cpu) }"
+    code = """
+import os
+with open("/proc/self/comm", "w") as file: file.write("a name")
+os.setgid(12); os.setuid(34)
+os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[-1]})
+os.getppid()
+"""
+    (line,) = trace(script, python(code)).lines
+    pid, tid, *rest = line.split("\t")
+    assert pid == tid
+    assert rest == ["34", "12", "a name", str(sorted(os.sched_getaffinity(0))[-1])]
+
+
+def test_the_control_group() -> None:
+    script = "trace syscalls:sys_enter_getppid { print(cgroup) }"
+    lines = trace(script, python("import os; os.getppid()")).lines
+    with open("/proc/self/cgroup") as file:
+        path = next(line.split(":", 2)[2].strip() for line in file if line.startswith("0::"))
+    mounts = subprocess.run(["findmnt", "-nro", "TARGET", "-t", "cgroup2"], capture_output=True, text=True)
+    root = mounts.stdout.split("\n")[0]
+    if root:
+        assert lines == [str(os.stat(root + path).st_ino)]
+    else:
+        assert int(lines[0]) >= 0
+
+
+@pytest.mark.parametrize("buffer", TRANSPORTS)
+def test_stacks(buffer: str) -> None:
+    """The kernel's begins where the event is, the process's at the system call."""
+    script = """
+    trace sched:sched_switch { if (prev == nil) { prev = stack(2) print(prev) print(stack(1, 1)) } }
+    trace syscalls:sys_enter_getppid { if (user == nil) { user = ustack(1) k = stack()  print(len(tostring(user)) > 3, k) } }
+    """
+    code = "import os, time\nos.getppid(); time.sleep(0.01); os.getppid()"
+    lines = trace(script, python(code), buffer=buffer).lines
+    switch = [line.split("+")[0] for line in lines if line]
+    assert switch.count("__schedule") + switch.count("__traceiter_sched_switch") >= 1
+    assert any("true" in line and "bpf" not in line for line in lines)
+
+
+def test_profile_samples_every_processor() -> None:
+    script = "profile-200hz { n[cpu] += 1 } trace_end { for (k, v in sort_pairs(n)) { print(k, v) } }"
+    counts = [line.split("\t") for line in trace(script, duration_s=1.0).lines]
+    assert [int(cpu) for cpu, _ in counts] == sorted(os.sched_getaffinity(0)) or len(counts) == os.cpu_count()
+    assert all(190 <= int(count) <= 205 for _, count in counts)
+
+
+def test_a_profile_sees_the_task_that_was_interrupted() -> None:
+    code = 'import time\nwith open("/proc/self/comm", "w") as f: f.write("spinner")\nend = time.time() + 0.5\nwhile time.time() < end: pass'
+    script = "profile-1000hz { n[execname] += 1 } trace_end { print(n.spinner > 100) }"
+    assert trace(script, python(code)).lines == ["true"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("var p = last  last = arg2  print(user_string(p))", "user_string: the address comes from `arg2` of an event"),
+        ("t[tid] = arg2  print(user_string(t[tid]))", "user_string: it cannot be told"),
+        ("var i = 0  while (i < 3) { print(user_u8(arg2 + i))  i += 1 }", "user_u8: it cannot be told"),
+        (
+            "saved = arg2  print(user_string(saved))",
+            "user_string: the address comes from `arg2` of an event that is over",
+        ),
+    ],
+)
+def test_reads_that_cannot_be_made_when_the_event_fires(body: str, message: str) -> None:
+    script = f"var last = 0\nvar saved = 0\n\ntrace syscalls:sys_enter_openat {{ {body} }}"
+    with pytest.raises(Refusal) as caught:
+        trace(script, python("pass"))
+    (diagnostic,) = caught.value.diagnostics
+    assert message in diagnostic.message
+    assert diagnostic.span is not None and diagnostic.span.line == 4
+    assert diagnostic.hint is not None and "user_string(arg1)" in diagnostic.hint
+
+
+def test_reads_through_functions_of_the_script() -> None:
+    script = """
+    function text(p, n) { return user_string(p, n) }
+    function show(p) { print(text(p, 3)) }
+    trace syscalls:sys_enter_openat /filename == "/abcdef"/ { var p = arg2  show(p) }
+    """
+    code = "import os\ntry: os.open('/abcdef', 0)\nexcept OSError: pass"
+    assert trace(script, python(code)).lines == ["/ab"]
