@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from small_machine import MadeUpEvent, MadeUpHost  # noqa: E402
 
 from compiler.compile import compile_source  # noqa: E402
+from vm import machine as vm_machine  # noqa: E402
 from vm.diagnostic import Refusal  # noqa: E402
 from vm.disassemble import disassemble  # noqa: E402
 from vm.event import VARIABLES, Probe  # noqa: E402
@@ -47,6 +48,8 @@ LIMITS = Limits(
     memory_bytes=1 << 20,
     output_bytes=4096,
 )
+CALLS = 2000
+"""What takes the place of the least number of calls that one run may make."""
 HUNDRED_S = 20
 """No hundred images may take longer: they take a twentieth of a second as a rule."""
 MEMORY_BYTES = 1 << 30
@@ -383,6 +386,7 @@ def main(words: list[str]) -> int:
     programs = seeds()
     counts: Counter[str] = Counter()
     null = os.open(os.devnull, os.O_WRONLY)
+    vm_machine.MIN_CALLS = CALLS
     for number in range(first, last + 1):
         if number % 100 == 0:
             print(f"from image {number} of seed {seed}", file=sys.stderr, flush=True)
