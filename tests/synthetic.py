@@ -66,7 +66,8 @@ class SyntheticSource:
     def attach(self, probes: Sequence[Probe]) -> None:
         """See vm.event.Source.attach. Raises Refusal."""
         program = self.machine.program
-        wanted = needs(program, [(probe.function, probe.takes_event) for probe in probes])
+        handlers = [(probe.function, probe.takes_event) for probe in probes]
+        wanted = needs(program, handlers, self.machine.limits.event_string_bytes)
         if wanted.diagnostics:
             raise Refusal(wanted.diagnostics, program.source)
         demands = {index: wanted.of_function[probe.function] for index, probe in enumerate(probes)}
