@@ -36,8 +36,11 @@ from vm.program import Program
 if TYPE_CHECKING:
     from ktap.lowered import Lowering
 
-RING_BYTES = 16 << 20
-PERF_BYTES_A_CPU = 4 << 20
+BUFFER_BYTES = 32 << 20
+"""Of the ring, or of all processors' perf buffers together: a burst of 800,000 small events."""
+BUFFER_SHARE = 128
+"""No more of the machine's memory than this part."""
+LEAST_BUFFER_BYTES = 1 << 18
 SHORTEST_SLEEP_NS = 500_000
 LONGEST_SLEEP_NS = 8_000_000
 """Between two looks at the buffer: short while events come, long while none do."""
@@ -204,13 +207,13 @@ class LiveSource:
             from ktap.ring_buffer import RingBuffer
 
             try:
-                return RingBuffer(power_of_two(self._options.buffer_bytes or RING_BYTES))
+                return RingBuffer(power_of_two(self._options.buffer_bytes or buffer_bytes(1)))
             except OSError:
                 if choice == "ring":
                     raise
         from ktap.perf_buffer import PerfBuffer
 
-        return PerfBuffer(power_of_two(self._options.buffer_bytes or PERF_BYTES_A_CPU))
+        return PerfBuffer(power_of_two(self._options.buffer_bytes or buffer_bytes(len(kernel.online_cpus()))))
 
     def _add_sites(self, events: Sequence[Captured], bits: int) -> None:
         """Make known what handlers in the kernel send."""
@@ -322,6 +325,12 @@ def places_of(event: Captured) -> Places:
 def detach_s(events: int) -> int:
     """How long the kernel takes to let go of perf tracepoint events, in seconds."""
     return max(1, round(events * attach.DETACH_NS / 1e9))
+
+
+def buffer_bytes(buffers: int) -> int:
+    """The size of each of several buffers where the user has not said one."""
+    memory = os.sysconf("SC_PAGESIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(LEAST_BUFFER_BYTES, min(BUFFER_BYTES, memory // BUFFER_SHARE) // buffers)
 
 
 def power_of_two(size_bytes: int) -> int:
