@@ -177,6 +177,11 @@ def _bytes_of(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+def _name_of(text: str) -> bytes:
+    """Names of functions and variables are for people: UTF-8, whatever an event in them was written with."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 def _number(value: int) -> bytes:
     """A variable-length integer, of 0 … 2**64 - 1."""
     out = bytearray()
@@ -212,11 +217,11 @@ def _constant(value: Constant) -> bytes:
 def _write_functions(functions: Sequence[Function]) -> bytes:
     out = [_number(len(functions))]
     for function in functions:
-        out.append(_string(function.name.encode()))
+        out.append(_string(_name_of(function.name)))
         facts = (function.parameters, int(function.variadic), function.registers, len(function.upvalues))
         out.extend(map(_number, facts))
         for upvalue in function.upvalues:
-            out.append(_number(int(upvalue.from_register)) + _number(upvalue.slot) + _string(upvalue.name.encode()))
+            out.append(_number(int(upvalue.from_register)) + _number(upvalue.slot) + _string(_name_of(upvalue.name)))
         out.append(_number(len(function.code)))
     return b"".join(out)
 

@@ -63,6 +63,12 @@ def test_types_survive() -> None:
     assert all(type(span) is Span for function in read.functions for span in function.spans)
 
 
+def test_names_of_functions_are_for_people() -> None:
+    """The name of a handler has the event in it, which may name a file whose name is no UTF-8."""
+    odd = SMALL._replace(functions=(SMALL.functions[0]._replace(name="trace probe:/tmp/\udcff:main"),))
+    assert load(dump(odd)).functions[0].name == "trace probe:/tmp/\\udcff:main"
+
+
 def test_spans_of_every_shape() -> None:
     spans = (
         Span(1, 1, 1, 1),
