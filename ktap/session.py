@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
 from types import FrameType
 from typing import Optional, Sequence
@@ -22,7 +23,7 @@ from vm.machine import Machine, Name
 from vm.machine import Options as MachineOptions
 from vm.output import Output, StampedOutput
 from vm.program import Program
-from vm.run import TABLE_FULL, Run, RunOptions
+from vm.run import TABLE_FULL, Run, RunOptions, is_own
 from vm.verify import verify
 
 STANDARD_INPUT, COMMAND_LINE = "(standard input)", "(command line)"
@@ -35,6 +36,9 @@ def run_script(options: Options) -> int:
     if options.action == "simple":
         options = options._replace(action="run", code=simple_script(options))
     program = load(options)
+    if options.verbose:
+        instructions = sum(len(function.code) for function in program.functions)
+        notice(f"{program.source_name}: {len(program.functions)} functions, {instructions} instructions, verified")
     limits = Limits()._replace(**dict(options.limits))
     child = Child(options.command) if options.command else None
     try:
@@ -147,12 +151,16 @@ def host_of(options: Options) -> Host:
 def trace(machine: Machine, output: Output, child: Optional[Child], options: Options) -> int:
     """Run a script to its end, tell what was lost, and return the exit status."""
 
+    started_ns = time.monotonic_ns()
+
     def report(text: str) -> None:
         with suppress(Exit):
             output.flush()
         tell(text)
 
     def begin() -> None:
+        if options.verbose:
+            notice(f"probes are live after {(time.monotonic_ns() - started_ns) // 1_000_000} ms")
         if not options.quiet:
             tell("Tracing... Hit Ctrl-C to end.")
         if child is not None:
@@ -163,11 +171,13 @@ def trace(machine: Machine, output: Output, child: Optional[Child], options: Opt
     run = Run(machine, source, RunOptions(options.duration_ns, options.replay is None, begin, ended), report)
     end_on_signals(run)
     if options.dry_run:
-        return dry_run(machine, source)
+        return dry_run(run, source)
     outcome = run.execute()
     with suppress(Exit):
         output.flush()
     tell_losses(outcome.losses)
+    if options.verbose:
+        notice(f"ended after {(time.monotonic_ns() - started_ns) // 1_000_000} ms")
     return LOSS_STATUS if options.fail_on_loss and outcome.losses and not outcome.status else outcome.status & 0xFF
 
 
@@ -195,16 +205,18 @@ def notice(text: str) -> None:
     tell(f"ktap: {text}")
 
 
-def dry_run(machine: Machine, source: Optional[Source]) -> int:
-    """Set the probes, to see that they hold, and end."""
-    machine.run_main()
-    if source is not None:
+def dry_run(run: Run, source: Optional[Source]) -> int:
+    """Run the main chunk, set its probes, to see that they hold, and end. Raises Refusal."""
+    machine = run.machine
+    run.attempt(machine.run_main)
+    run.check_timers()
+    if source is not None and run.going:
         try:
-            source.attach(machine.probes)
+            source.attach([probe for probe in machine.probes if not is_own(probe)])
         finally:
             source.close()
-    tell(f"ktap: dry run: {len(machine.probes)} probes set, no handler run")
-    return 0
+    notice(f"dry run: {len(machine.probes)} probe{'' if len(machine.probes) == 1 else 's'} set, no handler run")
+    return run.status
 
 
 def end_on_signals(run: Run) -> None:

@@ -394,3 +394,18 @@ def test_doctor_says_only_what_fails_when_asked(ktap: Ktap) -> None:
     done = ktap("doctor", "--quiet", status=None)
     assert bool(done.stdout) == (done.returncode == 3)
     assert " yes " not in done.stdout
+
+
+def test_verbose(ktap: Ktap) -> None:
+    told = ktap("-v", "-d", "100ms", "-e", ENDLESS).stderr.splitlines()
+    assert told[0].startswith("ktap: (command line): 3 functions, ")
+    assert told[1].startswith("ktap: probes are live after ")
+    assert told[2] + "\n" == TRACING
+    assert told[3].startswith("ktap: ended after ")
+
+
+def test_dry_run(ktap: Ktap) -> None:
+    done = ktap("-d", "-e", 'print("main") tick-1s { print("no") }')
+    assert (done.stdout, done.stderr) == ("main\n", "ktap: dry run: 1 probe set, no handler run\n")
+    assert "is no unit of time" in ktap("-d", "-e", 'timer.tick("1 fortnight", function () { })', status=1).stderr
+    assert "divide 0" in ktap("-d", "-e", "x = 1 / 0", status=1).stderr
