@@ -21,9 +21,8 @@ EVERY_CONTENT = sum(1 << LANE * lane for lane in range(len(CONTENTS)))
 """Multiplied with a mask of registers: their bits in all lanes but LOOPS, which has the first register of a loop."""
 ALL = (1 << LANE * (LOOPS + 1)) - 1
 
-MAX_NAME_BYTES = 256
-MAX_TEXT_BYTES = 1 << 16
-"""Of an event or a filter as written."""
+MAX_NAME_BYTES = 1 << 16
+"""Of a name, an event or a filter as written."""
 
 
 class Wrong(Exception):
@@ -298,7 +297,7 @@ def _is_symbol(name: bytes) -> bool:
 
 def _is_filter(text: bytes) -> bool:
     """Text that can be given to a kernel. It may name files, so it need not be UTF-8."""
-    return len(text) <= MAX_TEXT_BYTES and b"\0" not in text
+    return len(text) <= MAX_NAME_BYTES and b"\0" not in text
 
 
 def _is_event(text: bytes) -> bool:
