@@ -91,6 +91,7 @@ FAILURES = {
     errno.EDQUOT: "the disk quota is used up; choose another place with -o",
     errno.EFBIG: "the file has reached its size limit; see ulimit -f",
     errno.EBADF: "it is closed",
+    errno.ETIMEDOUT: "its reader takes nothing",
 }
 
 

@@ -169,7 +169,7 @@ def trace(machine: Machine, output: Output, child: Optional[Child], options: Opt
     source = source_of(machine, child, options) if asks_for_events(machine.program) else None
     ended = child.ended if child is not None else None
     run = Run(machine, source, RunOptions(options.duration_ns, options.replay is None, begin, ended), report)
-    end_on_signals(run)
+    end_on_signals(run, output)
     if options.dry_run:
         return dry_run(run, source)
     outcome = run.execute()
@@ -219,7 +219,11 @@ def dry_run(run: Run, source: Optional[Source]) -> int:
     return run.status
 
 
-def end_on_signals(run: Run) -> None:
+PATIENCE_S = 2
+"""How long after a signal a write to a pipe that nobody reads may hold up the end."""
+
+
+def end_on_signals(run: Run, output: Output) -> None:
     """Let signals end tracing; the second one ends ktap at once, as if it had no handler."""
 
     def handle(number: int, frame: Optional[FrameType]) -> None:
@@ -228,6 +232,8 @@ def end_on_signals(run: Run) -> None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         run.stop()
+        signal.signal(signal.SIGALRM, lambda *_: output.give_up(PATIENCE_S * 10**9))
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE_S, PATIENCE_S)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from errno import ETIMEDOUT
+from time import monotonic_ns
 from typing import Callable, Optional
 
 from vm.fault import Exit, Fault
@@ -31,6 +33,8 @@ class Output:
         self.limit_bytes = limit_bytes
         self.failure: Optional[OSError] = None
         """Why the sink has stopped taking bytes."""
+        self.writing_since_ns: Optional[int] = None
+        """When the write that is going on began (CLOCK_MONOTONIC), None when there is none."""
         self._buffer_bytes = 0 if os.isatty(descriptor) else BUFFER_BYTES
         self._parts: list[bytes] = []
         self._left = (1 << 62) if limit_bytes is None else limit_bytes
@@ -85,10 +89,19 @@ class Output:
         self._grant()
         if data and self.failure is None:
             try:
+                self.writing_since_ns = monotonic_ns()
                 _write_all(self.descriptor, data)
             except OSError as error:
                 self.failure = error
                 raise Exit(1) from None
+            finally:
+                self.writing_since_ns = None
+
+    def give_up(self, patience_ns: int) -> None:
+        """End a write that has taken longer than that, because nobody reads; for a signal handler."""
+        since_ns = self.writing_since_ns
+        if since_ns is not None and monotonic_ns() - since_ns > patience_ns:
+            raise TimeoutError(ETIMEDOUT, "nobody reads")
 
     def close(self) -> None:
         """Let out everything and close the descriptor, never raising: see `failure`."""

@@ -298,6 +298,15 @@ def test_a_reader_that_goes_away(environment: dict[str, str]) -> None:
     assert running.wait(timeout=20) == 1
 
 
+def test_a_reader_that_takes_nothing_does_not_hold_up_the_end(environment: dict[str, str]) -> None:
+    script = 'tick-1ms { for (i = 1, 1000) { print("a line that nobody reads", i) } }'
+    running = start(environment, "-q", "-e", script)
+    time.sleep(1.5)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(timeout=30) == 1
+    assert running.communicate()[1] == "ktap: standard output: its reader takes nothing\n"
+
+
 def test_closed_standard_output(environment: dict[str, str]) -> None:
     line = f"exec {' '.join(COMMAND)} -e 'print(1)' >&-"
     done = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True, check=False)
