@@ -12,7 +12,7 @@ import ctypes
 import errno
 import os
 from functools import cache
-from typing import Optional
+from typing import NamedTuple, Optional
 
 GPL = b"GPL"
 """The licence that programs declare to the kernel: the tracing helpers ask for it."""
@@ -39,6 +39,63 @@ class Library:
         return _checked(fd, f"program {name}")
 
 
+class Place(NamedTuple):
+    """What lies at an address of a process: the symbol (None where only the file is known), its file, the offset."""
+
+    symbol: Optional[str]
+    module: str
+    offset: int
+
+
+class _Symbol(ctypes.Structure):
+    """struct bcc_symbol of bcc_syms.h."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("demangled", ctypes.c_char_p),
+        ("module", ctypes.c_char_p),
+        ("offset", ctypes.c_uint64),
+    )
+
+
+class UserSymbols:
+    """The symbols of a running process, read when first asked for and kept; a file mapped later is found too."""
+
+    def __init__(self, pid: int) -> None:
+        """Raises ImportError and OSError as `library`, and OSError where there is no such process."""
+        shared = _shared()
+        pointer = ctypes.c_void_p
+        self._resolve = shared.bcc_symcache_resolve
+        self._resolve.argtypes = [pointer, ctypes.c_uint64, pointer]
+        self._free_name = shared.bcc_symbol_free_demangle_name
+        self._free_name.argtypes = [pointer]
+        self._free_cache = shared.bcc_free_symcache
+        self._free_cache.argtypes = [pointer, ctypes.c_int]
+        create = shared.bcc_symcache_new
+        create.argtypes, create.restype = [ctypes.c_int, pointer], pointer
+        self._pid = pid
+        self._cache: Optional[int] = create(pid, None)
+        if self._cache is None:
+            raise OSError(errno.ESRCH, os.strerror(errno.ESRCH), f"process {pid}")
+
+    def at(self, address: int) -> Optional[Place]:
+        """What lies at an address, None where nothing is known."""
+        symbol = _Symbol()
+        found = self._resolve(self._cache, address & 0xFFFFFFFFFFFFFFFF, ctypes.byref(symbol)) >= 0
+        module = symbol.module.decode("utf-8", "surrogateescape") if symbol.module else ""
+        if not found:
+            return Place(None, module, symbol.offset) if module else None
+        name = (symbol.demangled or symbol.name or b"").decode("utf-8", "surrogateescape")
+        self._free_name(ctypes.byref(symbol))
+        return Place(name, module, symbol.offset)
+
+    def close(self) -> None:
+        """Free the cache. Safe to call twice."""
+        if self._cache is not None:
+            self._free_cache(self._cache, self._pid)
+            self._cache = None
+
+
 def _checked(result: int, what: str) -> int:
     if result >= 0:
         return result
@@ -49,9 +106,14 @@ def _checked(result: int, what: str) -> int:
 @cache
 def library() -> Library:
     """libbcc. Raises ImportError or OSError where BCC is not installed (Debian: python3-bpfcc)."""
+    return Library(_shared())
+
+
+def _shared() -> ctypes.CDLL:
     from bcc import libbcc  # type: ignore[import-untyped]
 
-    return Library(libbcc.lib)
+    found: ctypes.CDLL = libbcc.lib
+    return found
 
 
 def missing() -> Optional[str]:
