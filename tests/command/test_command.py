@@ -418,3 +418,11 @@ def test_dry_run(ktap: Ktap) -> None:
     assert (done.stdout, done.stderr) == ("main\n", "ktap: dry run: 1 probe set, no handler run\n")
     assert "is no unit of time" in ktap("-d", "-e", 'timer.tick("1 fortnight", function () { })', status=1).stderr
     assert "divide 0" in ktap("-d", "-e", "x = 1 / 0", status=1).stderr
+
+
+def test_a_package_that_hides_ktap_s_own_is_named(ktap: Ktap, tmp_path: Path) -> None:
+    """`python3 -m` looks into the current directory first."""
+    (tmp_path / "vm").mkdir()
+    (tmp_path / "vm" / "__init__.py").touch()
+    done = ktap("-e", "print(1)", status=1)
+    assert done.stderr == f"ktap: another package named vm hides ktap's own: {tmp_path}/vm\n"
