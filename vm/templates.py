@@ -168,7 +168,9 @@ def compare_equal(operator: str, same: str, slow: str) -> Template:
     def template(w: Writer, a: int, b: int, c: int) -> Lines:
         x, y = w.value(b), w.value(c)
         kinds = {w.kind(b), w.kind(c)}
-        if max(b, c) >= 0 and (NIL in kinds or kinds == {BOOLEAN}):
+        if NIL in kinds and ANY not in kinds:
+            return [f"r{a} = {(kinds == {NIL}) == (operator == '==')}"]
+        if NIL in kinds or kinds == {BOOLEAN}:
             return [f"r{a} = {x} {same} {y}"]
         if STRING in kinds or kinds <= set(INTEGERS) or w.beyond_booleans(b) or w.beyond_booleans(c):
             return [f"r{a} = {x} {operator} {y}"]

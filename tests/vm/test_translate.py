@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Dict, List, Optional, Tuple
 
 import pytest
@@ -87,7 +88,10 @@ def outcome(machine: Machine) -> End:
     maker = machine.names["make0"]
     assert callable(maker)
     try:
-        returned = maker()(1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            main = maker()
+        returned = main(1)
     except Fault as fault:
         return End(None, fault.kind, machine.located(fault).frames[0].span.line - 1)
     return End(returned if type(returned) is tuple else (returned,))
