@@ -341,7 +341,8 @@ class Machine(Apart):
             raise Fault("type", f"a handler must be a function of the script, this is {describe(handler)}")
         place = next(self.frames_above(), None)
         span = place.span if place is not None else Span(1, 1, 1, 1)
-        takes_event = takes_event or self.program.functions[number].parameters > 0
+        function = self.program.functions[number]
+        takes_event = function.parameters > 0 or (takes_event and function.variadic)
         texts = event.decode("utf-8", "surrogateescape"), filter and filter.decode("utf-8", "surrogateescape")
         self.probes.append(Probe(texts[0], texts[1] or None, len(self.handlers), number, span, takes_event))
         self.handlers.append(handler)
