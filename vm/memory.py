@@ -11,12 +11,23 @@ from __future__ import annotations
 from gc import get_referents
 from sys import getsizeof
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import Callable, Dict, Iterable, List, Set
+from typing import Callable, Dict, Iterable, List, Set, Tuple
 
 from vm.aggregate import Stats
 from vm.fault import Fault
 from vm.limits import Limits
-from vm.values import ENTRY_BYTES, TABLE_BYTES, EventValue, Iterator, Key, Stack, Table, payload_bytes
+from vm.values import (
+    ENTRY_BYTES,
+    KEY_BYTES,
+    PART_BYTES,
+    TABLE_BYTES,
+    EventValue,
+    Iterator,
+    Key,
+    Stack,
+    Table,
+    payload_bytes,
+)
 
 CLOSURE_BYTES = 240
 BOX_BYTES = 150
@@ -126,10 +137,10 @@ def measure_box(box: List[object], pending: List[object]) -> int:
     return BOX_BYTES
 
 
-def measure_pack(pack: Iterable[object], pending: List[object]) -> int:
+def measure_pack(pack: Tuple[object, ...], pending: List[object]) -> int:
     """Several values: a pack, a key of several parts."""
     pending.extend(pack)
-    return payload_bytes(Key(pack))
+    return KEY_BYTES + PART_BYTES * len(pack)
 
 
 def measure_entries(iterator: object, pending: List[object]) -> int:

@@ -148,6 +148,9 @@ def make_key(parts: Iterable[object]) -> Key:
 
 
 TABLE_BYTES: Final = 304
+KEY_BYTES: Final = 64
+PART_BYTES: Final = 48
+"""A multi-key, and each of its parts."""
 ENTRY_BYTES: Final = 160
 """An upper bound of what one more entry takes: its share of a dict that has just grown, an integer key and value."""
 
@@ -223,7 +226,7 @@ def payload_bytes(value: object) -> int:
     if isinstance(value, bytes):
         return len(value)
     if isinstance(value, Key):
-        return 64 + sum([48 + payload_bytes(part) for part in value])
+        return KEY_BYTES + sum([PART_BYTES + payload_bytes(part) for part in value])
     if isinstance(value, Stack):
         return 128 + 40 * len(value.frames)
     return 0
