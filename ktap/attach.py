@@ -12,8 +12,8 @@ import os
 import struct
 from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from compiler.bpf import Code, MapFd, compile_program, link
-from ktap import kernel, libbcc
+from compiler.bpf import Code, MapFd, link
+from ktap import kernel
 from ktap.capture import (
     PROFILE,
     RAW,
@@ -28,6 +28,7 @@ from ktap.capture import (
     scratch_bytes,
     wanted_entry,
 )
+from ktap.code_cache import compiled
 from ktap.glob import TEXT_VALUE_BYTES
 from ktap.plan import Captured, is_plain
 from ktap.predicate import needs_text
@@ -130,7 +131,7 @@ class Attachment:
         self._events, self.programs, self._maps = [], [], []
 
     def _map(self, kind: int, name: str, value_bytes: int, entries: int) -> int:
-        fd = libbcc.library().create_map(kind, name, 4, value_bytes, entries)
+        fd = kernel.create_map(kind, name, 4, value_bytes, entries)
         self._maps.append(fd)
         return fd
 
@@ -142,7 +143,6 @@ class Attachment:
             cases,
             options.bits,
             self._buffer.name,
-            options.own_process,
             options.followed is not None,
             options.cpu,
             options.machine,
@@ -155,8 +155,8 @@ class Attachment:
         ir = capture_ir(spec)
         code = self._compiled.get(ir)
         if code is None:
-            code = self._compiled[ir] = compile_program(ir, kernel.instruction_set())
-        values = {**values, "losses": MapFd(self.losses)}
+            code = self._compiled[ir] = compiled(ir, kernel.instruction_set())
+        values = {**values, "losses": MapFd(self.losses), "own_process": options.own_process}
         if lowering is not None and lowering.room_bytes:
             values["room"] = MapFd(self._map(kernel.PERCPU_ARRAY, "ktap_room", lowering.room_bytes, 1))
         values.update((name, MapFd(fd)) for name, fd in self._buffer.maps)
@@ -168,7 +168,7 @@ class Attachment:
         if any(needs_text(condition) for case in cases for condition in case.filters):
             values["text"] = MapFd(self._map(kernel.ARRAY, "ktap_text", TEXT_VALUE_BYTES, kernel.possible_cpus()))
         name = "".join(c if c.isalnum() or c in "_." else "_" for c in f"ktap_{label}")
-        fd = libbcc.library().load_program(kind, name, link(code, values))
+        fd = kernel.load(kind, link(code, values), name=name)
         self.programs.append(Program(label, fd))
         return fd
 

@@ -1,6 +1,6 @@
-"""Compiled scripts kept between runs, as `.kpc` images below `$XDG_CACHE_HOME/ktap` (`~/.cache/ktap`).
+"""What is kept between runs, below `$XDG_CACHE_HOME/ktap` (`~/.cache/ktap`).
 
-An entry's file name is a checksum of the script's text and name; whether it is the one that is looked
+That is compiled scripts, as `.kpc` images, and instructions (ktap.code_cache). A script's file name is a checksum of the script's text and name; whether it is the one that is looked
 for is decided by comparing: the image carries the text, the name and, in an optional section, what
 compiled it. What an entry holds is verified as any other image is, and thrown away when it is damaged.
 The directory and its files are used only where they belong to the user who runs ktap and no other can
@@ -31,7 +31,9 @@ STALE_S = 3600
 """A temporary file older than this was left behind by a ktap that was killed."""
 MADE_BY = b"made"
 """The section that tells what compiled the script."""
-SUFFIX = ".kpc"
+SUFFIX, CODE_SUFFIX = ".kpc", ".code"
+SUFFIXES = (SUFFIX, CODE_SUFFIX)
+"""How the names of entries end: of compiled scripts, of instructions."""
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COMPILED_BY = ("compiler", "vm")
 """The packages below ROOT that decide what a script compiles to."""
@@ -40,11 +42,7 @@ COMPILED_BY = ("compiler", "vm")
 def find(name: str, text: str) -> Optional[Program]:
     """The program that the script `text` of the file `name` was compiled to before, verified; None when there is none."""
     with suppress(OSError, Refusal):
-        directory = _open_directory(make=False)
-        try:
-            image = _read(directory, _entry(name, text))
-        finally:
-            os.close(directory)
+        image = fetch(_entry(name, text))
         program = load(image)
         if (program.source_name, program.source) == (name, text) and sections(image).get(MADE_BY) == _made_by():
             verify(program)
@@ -60,14 +58,28 @@ def keep(name: str, text: str, program: Program) -> None:
     with suppress(OSError, Refusal):
         parts = sections(dump(program._replace(source_name=name, source=text)))
         image = assemble([*parts.items(), (MADE_BY, _made_by())])
-        if len(image) > MAX_CACHE_BYTES // 4:
-            return
-        directory = _open_directory(make=True)
-        try:
-            _prune(directory, len(image))
-            _write(directory, _entry(name, text), image)
-        finally:
-            os.close(directory)
+        store(_entry(name, text), image)
+
+
+def fetch(entry: str) -> bytes:
+    """The bytes of an entry. Raises OSError when there is none or it is not ours alone."""
+    directory = _open_directory(make=False)
+    try:
+        return _read(directory, entry)
+    finally:
+        os.close(directory)
+
+
+def store(entry: str, data: bytes) -> None:
+    """Write an entry, whose name ends in one of SUFFIXES, and make room for it; nothing too large. Raises OSError."""
+    if len(data) > MAX_CACHE_BYTES // 4:
+        return
+    directory = _open_directory(make=True)
+    try:
+        _prune(directory, len(data))
+        _write(directory, entry, data)
+    finally:
+        os.close(directory)
 
 
 def _entry(name: str, text: str) -> str:
@@ -178,7 +190,7 @@ def _prune(directory: int, room_bytes: int) -> None:
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:  # another ktap has removed it
             continue
-        if name.endswith(SUFFIX):
+        if name.endswith(SUFFIXES):
             entries.append((status.st_mtime, status.st_size, name))
         elif time() - status.st_mtime > STALE_S:
             _remove(directory, name)

@@ -112,7 +112,6 @@ class Spec(NamedTuple):
     bits: int
     """A point is the number of its event << bits, plus the bits of the filters that held."""
     transport: str
-    own_process: int
     followed: bool = False
     """Only processes in the map `followed`."""
     cpu: Optional[int] = None
@@ -146,7 +145,8 @@ def scratch_bytes(spec: Spec) -> int:
 def capture_ir(spec: Spec) -> str:
     """The LLVM IR of a capture program.
 
-    Its references: `buffer`, `losses`; `event` and `event_id` (numbers), or `wanted` (system calls);
+    Its references: `buffer`, `losses`, `own_process` (a number); `event` and `event_id` (numbers), or
+    `wanted` (system calls);
     `followed`, `scratch`, `busy`, `text`, `unread` where the spec asks for them.
     """
     w = Writer()
@@ -159,7 +159,7 @@ def capture_ir(spec: Spec) -> str:
     pair = w.call("get_current_pid_tgid")
     process = w.value(f"lshr i64 {pair}, 32")
     if spec.context != PROFILE:
-        w.only_if(w.value(f"icmp ne i64 {process}, {spec.own_process}"))
+        w.only_if(w.value(f"icmp ne i64 {process}, {w.number('own_process')}"))
     cpu = w.call("get_smp_processor_id")
     if spec.cpu is not None:
         w.only_if(w.value(f"icmp eq i32 {cpu}, {spec.cpu}"))

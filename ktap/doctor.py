@@ -67,9 +67,9 @@ def perf_events() -> Finding:
 
 def ring_buffer() -> Finding:
     """Make the smallest ring buffer."""
-    from ktap import kernel, libbcc
+    from ktap import kernel
 
-    os.close(libbcc.library().create_map(kernel.RINGBUF, "ktap_doctor", 0, 0, os.sysconf("SC_PAGE_SIZE")))
+    os.close(kernel.create_map(kernel.RINGBUF, "ktap_doctor", 0, 0, os.sysconf("SC_PAGE_SIZE")))
     return Finding(True, "made")
 
 
@@ -119,7 +119,7 @@ def probe_device(name: str, option: str) -> Callable[[], Finding]:
 
 
 def locked_memory() -> Finding:
-    """Kernels before 5.11 count maps against this limit; libbcc lifts it where it may."""
+    """Kernels before 5.11 count maps against this limit; ktap lifts it where it may."""
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
@@ -160,7 +160,7 @@ CHECKS: tuple[Check, ...] = (
     Check("BPF programs", True, "for any live event", bpf_programs),
     Check("perf events", True, "for perf buffers and profile-", perf_events),
     Check("tracefs", True, "for names and fields of events", tracefs),
-    Check("libbcc", True, "for any live event", bcc),
+    Check("libbcc", False, "for the symbols of processes", bcc),
     Check("llvmlite", True, "for any live event", library("llvmlite", f"{PIP_REMEDY} llvmlite")),
     Check("lark", True, "for compiling scripts", library("lark", f"{PIP_REMEDY} lark")),
     Check("ring buffers", False, "for --buffer ring; perf buffers do the same", ring_buffer),

@@ -11,9 +11,10 @@ import os
 import struct
 from typing import Callable, List, Sequence
 
-from compiler.bpf import MapFd, compile_program, link
+from compiler.bpf import MapFd, link
 from compiler.ir import Writer
-from ktap import kernel, libbcc
+from ktap import kernel
+from ktap.code_cache import compiled
 from ktap.event_format import EventFormat
 
 MOST_TASKS = 65_536
@@ -26,16 +27,15 @@ class Follower:
 
     def __init__(self, pids: Sequence[int], format_of: Callable[[str], EventFormat]) -> None:
         """`format_of` gives the format of `sched:NAME`. Raises OSError, and Refusal where there is no such event."""
-        library = libbcc.library()
-        self.map_fd = library.create_map(kernel.HASH, "ktap_followed", 4, 1, MOST_TASKS)
+        self.map_fd = kernel.create_map(kernel.HASH, "ktap_followed", 4, 1, MOST_TASKS)
         self._fds: List[int] = []
         try:
             for name, make, field in ((FORK, fork_ir, "child_pid"), (FREE, free_ir, "pid")):
                 event = format_of(name)
                 offset = next(f.offset for f in event.fields if f.name == field)
-                code = compile_program(make(offset), kernel.instruction_set())
+                code = compiled(make(offset), kernel.instruction_set())
                 instructions = link(code, {FOLLOWED: MapFd(self.map_fd)})
-                self._fds.append(library.load_program(kernel.TRACEPOINT, f"ktap_{name}", instructions))
+                self._fds.append(kernel.load(kernel.TRACEPOINT, instructions, name=f"ktap_{name}"))
                 counter = kernel.Counter(kernel.TYPE_TRACEPOINT, event.id, period=1)
                 self._fds.append(kernel.open_perf_event(counter, kernel.online_cpus()[0], what=f"sched:{name}"))
                 kernel.set_program(self._fds[-1], self._fds[-2])

@@ -11,6 +11,7 @@ import errno
 import os
 import platform
 import struct
+from contextlib import suppress
 from functools import cache
 from typing import Iterator, NamedTuple, Optional
 
@@ -29,6 +30,8 @@ HASH, ARRAY, PERF_EVENT_ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, RINGBUF = 1,
 ARRAY_OF_MAPS = 12
 BATCH_ENTRIES = 4096
 NO_PREALLOCATION = 1
+NAME_BYTES = 15
+"""Of a map or a program."""
 
 # kinds of programs
 KPROBE, TRACEPOINT, PERF_EVENT, RAW_TRACEPOINT = 2, 5, 7, 17
@@ -85,7 +88,29 @@ def _bpf(command: int, attribute: bytes, what: str) -> tuple[int, bytes]:
     return result, buffer.raw
 
 
+def _counted(command: int, attribute: bytes, what: str) -> int:
+    """Make a map or a program. Kernels before 5.11 count both against RLIMIT_MEMLOCK, which is lifted where it may be."""
+    try:
+        return _bpf(command, attribute, what)[0]
+    except PermissionError:
+        import resource
+
+        if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+            raise
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return _bpf(command, attribute, what)[0]
+
+
 # -- maps ---------------------------------------------------------------------------------------
+
+
+def create_map(kind: int, name: str, key_bytes: int, value_bytes: int, entries: int, flags: int = 0) -> int:
+    """A new map's file descriptor. Raises OSError."""
+    attribute = struct.pack(
+        "=IIIIIII16s", kind, key_bytes, value_bytes, entries, flags, 0, 0, name.encode()[:NAME_BYTES]
+    )
+    return _counted(MAP_CREATE, attribute, f"map {name}")
 
 
 def lookup(fd: int, key: bytes, value_bytes: int) -> Optional[bytes]:
@@ -175,8 +200,8 @@ def take_all(fd: int, key_bytes: int, value_bytes: int, remove: bool) -> Iterato
 # -- programs -----------------------------------------------------------------------------------
 
 
-def load(kind: int, instructions: bytes, log_bytes: int = 0) -> int:
-    """Load a program with bpf(2) alone: for asking what the kernel takes. Raises OSError with the log as `strerror`."""
+def load(kind: int, instructions: bytes, log_bytes: int = 0, flags: int = 0, name: str = "ktap") -> int:
+    """Load a program with bpf(2) alone. Raises OSError, with the verifier's log as `strerror` where one is asked for."""
     code = ctypes.create_string_buffer(instructions, len(instructions))
     license_text = ctypes.create_string_buffer(b"GPL")
     log = ctypes.create_string_buffer(log_bytes or 1)
@@ -190,11 +215,11 @@ def load(kind: int, instructions: bytes, log_bytes: int = 0) -> int:
         log_bytes,
         _address(log) if log_bytes else 0,
         0,
-        0,
-        b"ktap_test",
+        flags,
+        name.encode()[:NAME_BYTES],
     )
     try:
-        return _bpf(PROGRAM_LOAD, attribute, "program load")[0]
+        return _counted(PROGRAM_LOAD, attribute, "program load")
     except OSError as error:
         raise OSError(error.errno, log.value.decode(errors="replace") or error.strerror, "program load") from error
 

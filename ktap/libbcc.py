@@ -1,9 +1,9 @@
 """BCC's library, through its Python module: the only place that imports bcc.
 
-Used of it: creating maps, loading programs, and its symbol caches. `from bcc import libbcc` costs about
-30 ms (libbcc.so.0 holds clang), so it is imported when the first map is made. What libbcc only wraps
-(attaching a tracepoint, perf_event_open, map lookups) is done in ktap.kernel without it, because it
-writes its failures to standard error.
+Used of it: its symbol caches of processes. `from bcc import libbcc` costs about 30 ms and 60 MB (libbcc.so.0
+holds clang), so it is imported when the first address of a process is to be named. What libbcc only wraps
+(maps, programs, attaching, perf_event_open) is done in ktap.kernel without it, because it writes its
+failures to standard error, the verifier's log among them.
 """
 
 from __future__ import annotations
@@ -11,32 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from functools import cache
 from typing import NamedTuple, Optional
-
-GPL = b"GPL"
-"""The licence that programs declare to the kernel: the tracing helpers ask for it."""
-
-
-class Library:
-    """What is used of libbcc.so.0, as functions with Python types."""
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        integer, text, pointer = ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p
-        self._create_map = library.bcc_create_map
-        self._create_map.argtypes = [integer, text, integer, integer, integer, integer]
-        self._load = library.bcc_prog_load
-        self._load.argtypes = [integer, text, text, integer, text, ctypes.c_uint, integer, pointer, ctypes.c_uint]
-
-    def create_map(self, kind: int, name: str, key_bytes: int, value_bytes: int, entries: int, flags: int = 0) -> int:
-        """A new map's file descriptor. Raises OSError."""
-        fd: int = self._create_map(kind, name.encode()[:15], key_bytes, value_bytes, entries, flags)
-        return _checked(fd, f"map {name}")
-
-    def load_program(self, kind: int, name: str, instructions: bytes) -> int:
-        """A loaded program's file descriptor. Raises OSError; libbcc then writes the verifier's log to stderr."""
-        fd: int = self._load(kind, name.encode()[:15], instructions, len(instructions), GPL, 0, 0, None, 0)
-        return _checked(fd, f"program {name}")
 
 
 class Place(NamedTuple):
@@ -96,20 +71,8 @@ class UserSymbols:
             self._cache = None
 
 
-def _checked(result: int, what: str) -> int:
-    if result >= 0:
-        return result
-    number = ctypes.get_errno() or -result
-    raise OSError(number, os.strerror(number), what)
-
-
-@cache
-def library() -> Library:
-    """libbcc. Raises ImportError or OSError where BCC is not installed (Debian: python3-bpfcc)."""
-    return Library(_shared())
-
-
 def _shared() -> ctypes.CDLL:
+    """libbcc. Raises ImportError or OSError where BCC is not installed (Debian: python3-bpfcc)."""
     from bcc import libbcc  # type: ignore[import-untyped]
 
     found: ctypes.CDLL = libbcc.lib
@@ -119,7 +82,7 @@ def _shared() -> ctypes.CDLL:
 def missing() -> Optional[str]:
     """Why libbcc cannot be used, None when it can."""
     try:
-        library()
+        _shared()
     except (ImportError, OSError, AttributeError) as error:
         return str(error) or errno.errorcode.get(errno.ENOENT, "")
     return None

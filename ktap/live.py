@@ -17,7 +17,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from ktap import attach, kernel, libbcc
+from ktap import attach, kernel
 from ktap.captured import READ, TextOf, make_event
 from ktap.demand import USER, Demand
 from ktap.event_format import EventFormat
@@ -346,12 +346,3 @@ def refusal(error: OSError) -> Refusal:
     what = f"{error.filename}: " if error.filename else ""
     message = f"cannot trace: {what}{error.strerror or error}"
     return Refusal([Diagnostic("ktap", None, message, kernel.remedy(error))], status=3)
-
-
-def bcc_missing() -> Optional[Refusal]:
-    """Why programs cannot be loaded for want of BCC, None when they can."""
-    reason = libbcc.missing()
-    if reason is None:
-        return None
-    hint = "install it (Debian: apt install python3-bpfcc), or replay a recording with --replay FILE"
-    return Refusal([Diagnostic("ktap", None, f"BCC's library is missing: {reason}", hint)], status=3)

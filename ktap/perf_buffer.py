@@ -18,7 +18,7 @@ import struct
 from time import monotonic_ns
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
-from ktap import kernel, libbcc
+from ktap import kernel
 from ktap.layout import Layout, Values
 from ktap.transport import POINT_OFFSET, Drained, Shape, shape, striding
 
@@ -54,7 +54,6 @@ class PerfBuffer:
     name = "perf"
 
     def __init__(self, size_bytes: int) -> None:
-        library = libbcc.library()
         cpus = kernel.possible_cpus()
         self.lost_records = 0
         """What the kernel has reported as lost with PERF_RECORD_LOST; the map `losses` has it by event."""
@@ -62,9 +61,9 @@ class PerfBuffer:
         self._shape: Optional[Shape] = None
         self._stride = 0
         self._rings: List[Ring] = []
-        self._fds = [library.create_map(kernel.PERF_EVENT_ARRAY, "ktap_buffer", 4, 4, cpus)]
+        self._fds = [kernel.create_map(kernel.PERF_EVENT_ARRAY, "ktap_buffer", 4, 4, cpus)]
         try:
-            self._fds.append(library.create_map(kernel.ARRAY, "ktap_busy", 4, BUSY_BYTES, cpus, MMAPABLE))
+            self._fds.append(kernel.create_map(kernel.ARRAY, "ktap_busy", 4, BUSY_BYTES, cpus, MMAPABLE))
             self._busy_pages = mmap.mmap(self._fds[1], -(-BUSY_BYTES * cpus // mmap.PAGESIZE) * mmap.PAGESIZE)
             self._busy = memoryview(self._busy_pages).cast("Q")
             for cpu in kernel.online_cpus():

@@ -16,7 +16,7 @@ import os
 from time import monotonic_ns
 from typing import List, Optional, Sequence, Tuple
 
-from ktap import kernel, libbcc
+from ktap import kernel
 from ktap.layout import Layout, Values
 from ktap.transport import POINT_OFFSET, Drained, Shape, shape, striding
 
@@ -33,7 +33,7 @@ class RingBuffer:
 
     def __init__(self, size_bytes: int) -> None:
         page = mmap.PAGESIZE
-        self.fd = libbcc.library().create_map(kernel.RINGBUF, "ktap_ring", 0, 0, size_bytes)
+        self.fd = kernel.create_map(kernel.RINGBUF, "ktap_ring", 0, 0, size_bytes)
         self._consumer_page = mmap.mmap(self.fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._producer_pages = mmap.mmap(self.fd, page + 2 * size_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
         self._mask = size_bytes - 1

@@ -21,9 +21,6 @@ def live_source(
     machine: Machine, options: Options, child: Optional[int], say: Callable[[str], None]
 ) -> live.LiveSource:
     """This machine. `child` is the process of the command that is traced. Raises Refusal."""
-    missing = live.bcc_missing()
-    if missing is not None:
-        raise missing
     pids = tuple(pid for pid in (options.pid, child) if pid is not None)
     settings = live.Options(options.buffer, options.buffer_bytes, pids, options.cpu, machine.limits.event_string_bytes)
     names = Names()

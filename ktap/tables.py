@@ -30,7 +30,7 @@ from compiler.lower.layouts import (
 )
 from compiler.lower.partition import AGGREGATION, CONSTANT, KEYED, SUM, Plan, TableHome
 from compiler.lower.types import Type
-from ktap import kernel, libbcc
+from ktap import kernel
 from vm.aggregate import Keeping, Stats
 from vm.histogram import steps
 from vm.values import Address, Key, Stack, outer_key, wrap
@@ -129,9 +129,8 @@ class KernelTables:
         hashed = kind in (kernel.HASH, kernel.PERCPU_HASH)
         large = hashed and kind == kernel.HASH and key_size + value_size >= LARGE_ENTRY_BYTES
         flags = kernel.NO_PREALLOCATION if large else 0
-        library = libbcc.library()
         inner = [
-            library.create_map(kind, f"ktap_{name}", key_size, value_size, entries, flags) for _ in range(1 + drained)
+            kernel.create_map(kind, f"ktap_{name}", key_size, value_size, entries, flags) for _ in range(1 + drained)
         ]
         outer = kernel.create_map_of_maps(f"ktap_{name}s", inner[0]) if drained else None
         self.held[name] = Held(outer, inner, key_size, value_size)
