@@ -38,7 +38,7 @@ FORBIDDEN_BELOW_V4 = ((r"\b(sdiv|srem)\b", "signed division"),)
 """Added by the v4 instruction set (Linux 6.6)."""
 
 R_BPF_64_64 = 1
-BPF_PSEUDO_MAP_FD = 1
+BPF_PSEUDO_MAP_FD, BPF_PSEUDO_BTF_ID = 1, 3
 SHT_SYMTAB, SHT_REL = 2, 9
 TYPE_SIZES = {"i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "ptr": 8}
 
@@ -59,6 +59,12 @@ class Code(NamedTuple):
 
     instructions: bytes
     references: tuple[Reference, ...]
+
+
+class KernelVariable(NamedTuple):
+    """A value for a reference: a variable of the kernel, by its id in the kernel's BTF."""
+
+    btf_id: int
 
 
 class MapFd(NamedTuple):
@@ -99,7 +105,7 @@ def forbidden(ir: str, cpu: str) -> str | None:
     return None
 
 
-def link(code: Code, values: Mapping[str, Union[int, MapFd]]) -> bytes:
+def link(code: Code, values: Mapping[str, Union[int, MapFd, KernelVariable]]) -> bytes:
     """The instructions with every reference filled in. Raises KeyError for one that has no value."""
     out = bytearray(code.instructions)
     for reference in code.references:
@@ -107,6 +113,9 @@ def link(code: Code, values: Mapping[str, Union[int, MapFd]]) -> bytes:
         if isinstance(value, MapFd):
             out[reference.offset + 1] = (out[reference.offset + 1] & 0x0F) | (BPF_PSEUDO_MAP_FD << 4)
             number = value.fd
+        elif isinstance(value, KernelVariable):
+            out[reference.offset + 1] = (out[reference.offset + 1] & 0x0F) | (BPF_PSEUDO_BTF_ID << 4)
+            number = value.btf_id
         else:  # the object's relocations keep what is added to a global in place
             low, high = struct.unpack_from("<I4xI", out, reference.offset + 4)
             number = (value + low + (high << 32)) & 0xFFFFFFFFFFFFFFFF

@@ -12,7 +12,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from compiler.bpf import Code, MapFd, link
+from compiler.bpf import Code, KernelVariable, MapFd, link
 from ktap import kernel
 from ktap.capture import (
     PROFILE,
@@ -28,7 +28,9 @@ from ktap.capture import (
     scratch_bytes,
     wanted_entry,
 )
+from ktap.captured import IN_INTERRUPT
 from ktap.code_cache import compiled
+from ktap.filling import PREEMPT_COUNT
 from ktap.glob import TEXT_VALUE_BYTES
 from ktap.plan import Captured, is_plain
 from ktap.predicate import needs_text
@@ -53,7 +55,7 @@ SPARE_FILES = 64
 REFUSALS = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP, errno.EEXIST)
 """What the kernel says of one event that it does not trace; anything else is about all of them."""
 
-Values = Dict[str, Union[int, MapFd]]
+Values = Dict[str, Union[int, MapFd, KernelVariable]]
 
 
 class Program(NamedTuple):
@@ -74,6 +76,8 @@ class Options(NamedTuple):
     machine: str
     event_id: Callable[[str], int]
     """The id of a tracepoint (`sched:sched_switch`)."""
+    preempt_count: Callable[[], Optional[int]]
+    """The id of the kernel's per-CPU preemption count in its BTF."""
     lowering: Optional[Lowering] = None
     late_base: int = 0
     """What is added to an event's number for what its system call's return sends."""
@@ -160,6 +164,10 @@ class Attachment:
         if lowering is not None and lowering.room_bytes:
             values["room"] = MapFd(self._map(kernel.PERCPU_ARRAY, "ktap_room", lowering.room_bytes, 1))
         values.update((name, MapFd(fd)) for name, fd in self._buffer.maps)
+        if any(case.layout.item(IN_INTERRUPT) for case in cases):
+            variable = self._options.preempt_count()
+            if variable is not None:
+                values[PREEMPT_COUNT] = KernelVariable(variable)
         if options.followed is not None:
             values["followed"] = MapFd(options.followed)
         size = scratch_bytes(spec)

@@ -44,19 +44,6 @@ REGISTERS = {
 }
 
 
-class Chain(NamedTuple):
-    """A member reached from an argument or the running task: pointers to follow, then bytes to read."""
-
-    argument: Optional[int]
-    """Number of the raw tracepoint's argument; None starts from the running task."""
-    steps: Tuple[int, ...]
-    """Offset of the pointer to follow at each step; the last one is the member's own."""
-    size_bytes: int
-    shift: int = 0
-    bits: int = 0
-    """Of a bit field: where it lies in its bytes, and how wide it is (0: no bit field)."""
-
-
 class Access(NamedTuple):
     """Where a lowered handler finds a value of the raw record; `kind` is a field's, or empty where there is none."""
 
@@ -87,8 +74,8 @@ class Case(NamedTuple):
     always: bool = True
     """The record is made whatever the filters say."""
     reads: Tuple[demand.Read, ...] = ()
-    chains: Mapping[str, Chain] = {}  # never changed
-    """How to reach the members of structures, by path."""
+    members: Mapping[str, demand.Read] = {}  # never changed
+    """The reads of members of structures, by path."""
     bodies: Tuple[Body, ...] = ()
     sends: bool = True
     """Whether a handler in the VM wants the record."""

@@ -12,16 +12,21 @@ from typing import Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tupl
 from ktap import demand
 from ktap.event_format import INTEGER, POINTER, EventFormat, Field, reader
 from ktap.layout import Layout, Values
+from ktap.members import Member
 from vm.event import VARIABLES
 from vm.fault import Fault
-from vm.values import Stack, wrap
+from vm.values import Cdata, Stack, wrap
 
 RECORD, ARGUMENTS = "record", "arguments"
 """Slots: the raw record as the `format` file lays it out; the arguments of a raw tracepoint, 8 bytes each."""
 KERNEL_STACK, USER_STACK = "kernel_stack", "user_stack"
 """Slots of return addresses, 8 bytes each, innermost first."""
-READ, MEMBER, STATE = "read:", "member:", "state:"
-"""Prefixes of slots: a memory read by its number, a member by its path, a state by its name."""
+READ, MEMBER = "read:", "member:"
+"""Prefixes of slots: a memory read by its number, a member by its path."""
+TASK, IN_INTERRUPT = "task", "in_interrupt"
+"""Slots: the address of the running task, and bits of which one is set in an interrupt."""
+PARENT = "curtask.real_parent.tgid"
+"""What ppid is."""
 
 WORD = Struct("=q").unpack_from
 
@@ -29,6 +34,8 @@ PLUMBING = ("bpf_prog_", "bpf_trace_run", "__bpf_trace_", "__traceiter_", "bpf_g
 """How the symbols of frames between a raw tracepoint and its program begin."""
 PLUMBING_FRAMES = 6
 """As many of them there are at most."""
+
+BOOLEANS = (IN_INTERRUPT, "in_iowait")
 
 SymbolOf = Callable[[int], str]
 """The symbol of a kernel address, as vm.host.Host.kernel_symbol gives it."""
@@ -49,10 +56,7 @@ class Kind(NamedTuple):
     """Addresses of the kernel symbols in the reads."""
     plumbing: bool = False
     """The kernel stack begins with the frames that led to the capture program."""
-    signed_members: Tuple[str, ...] = ()
-    """Members whose bytes are a signed integer."""
-    text_members: Tuple[str, ...] = ()
-    """Members whose bytes are a string."""
+    members: Tuple[Member, ...] = ()
 
 
 class CapturedEvent:
@@ -110,6 +114,8 @@ class CapturedEvent:
     def _known(self, expression: demand.Expression) -> Optional[int]:
         if isinstance(expression, demand.Value):
             value = self.value(expression.name)
+            if isinstance(value, Cdata):
+                return value.address
             return wrap(value) if isinstance(value, int) else None
         if isinstance(expression, demand.Symbol):
             return self.kind.symbols.get(expression.name)
@@ -155,9 +161,10 @@ class CapturedEvent:
         return count
 
     def state(self, name: str) -> object:
-        """`in_interrupt`, `in_iowait` as booleans; None where it is not known."""
-        place = self.places.get(STATE + name)
-        return None if place is None else bool(self.record[place])
+        """`in_interrupt`, `in_iowait` as booleans, any other name as a member of the task; None where it is not known."""
+        place = self.places.get(IN_INTERRUPT) if name == IN_INTERRUPT else None
+        value = self.record[place] if place is not None else self.value(f"curtask.{name}")
+        return bool(value) if name in BOOLEANS and value is not None else value
 
 
 class Names(Dict[bytes, bytes]):
@@ -194,7 +201,11 @@ def make_event(kind: Kind, text: Optional[TextOf], table: TableOf, symbol_of: Sy
             getters["argstr"] = _text(text, places[RECORD])
     elif ARGUMENTS in places:
         getters.update(_arguments(kind, places[ARGUMENTS]))
-    getters.update(_members(kind, places))
+    getters.update({member.path: _member(member, places[MEMBER + member.path]) for member in kind.members})
+    if PARENT in getters:
+        getters["ppid"] = getters[PARENT]
+    if TASK in places:
+        getters["curtask"] = _task(places[TASK], getters)
     namespace: Dict[str, object] = {row.name: property(getters.get(row.name, _absent)) for row in VARIABLES}
     namespace["__slots__"] = ()
     namespace["getters"] = getters
@@ -228,9 +239,8 @@ def _context(kind: Kind, places: Mapping[str, int]) -> Dict[str, Getter]:
         getters["gid"] = _high(pair)
     if "comm" in places:
         getters["execname"] = _name(places["comm"])
-    for plain in ("ppid", "cgroup"):
-        if plain in places:
-            getters[plain] = _item(places[plain])
+    if "cgroup" in places:
+        getters["cgroup"] = _item(places["cgroup"])
     return getters
 
 
@@ -334,23 +344,32 @@ def _argument(place: int, number: int) -> Getter:
     return get
 
 
-def _members(kind: Kind, places: Mapping[str, int]) -> Dict[str, Getter]:
-    """Members of structures that were followed in the kernel: `args.prev.pid`, `curtask.real_parent.tgid`."""
-    getters: Dict[str, Getter] = {}
-    for slot, place in places.items():
-        if slot.startswith(MEMBER):
-            path = slot[len(MEMBER) :]
-            getters[path] = _member(place, path in kind.signed_members, path in kind.text_members)
-    return getters
-
-
-def _member(place: int, signed: bool, text: bool) -> Getter:
+def _member(member: Member, place: int) -> Getter:
     def get(event: CapturedEvent) -> object:
         data = event.record[place]
-        if not isinstance(data, bytes):
-            return None
-        if text:
-            return data.split(b"\0", 1)[0]
-        return wrap(int.from_bytes(data, "little", signed=signed))
+        return member.value(data) if isinstance(data, bytes) else None
+
+    return get
+
+
+def _task(place: int, getters: Mapping[str, Getter]) -> Getter:
+    """The running task as a cdata: its members are those that were captured."""
+
+    def within(event: CapturedEvent, path: str, address: int) -> Cdata:
+        def member(key: object) -> object:
+            name = key.decode("utf-8", "replace") if isinstance(key, bytes) else "?"
+            longer = f"{path}.{name}"
+            if any(known.startswith(longer + ".") for known in getters):
+                return within(event, longer, 0)
+            if longer not in getters:
+                raise Fault(
+                    "event", f"`{longer}` was not captured with this event", f"write {longer} as it stands here"
+                )
+            return getters[longer](event)
+
+        return Cdata("struct task_struct *" if path == "curtask" else path, address, member)
+
+    def get(event: CapturedEvent) -> object:
+        return within(event, "curtask", wrap(event.record[place]))  # type: ignore[arg-type]  # the layout says Q
 
     return get

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Callable, Mapping
 
 from compiler.ir import Writer
 from ktap import demand
-from ktap.captured import ARGUMENTS, KERNEL_STACK, MEMBER, READ, RECORD, USER_STACK
+from ktap.captured import ARGUMENTS, IN_INTERRUPT, KERNEL_STACK, MEMBER, READ, RECORD, TASK, USER_STACK
 from ktap.event_format import DATA_LOC, REL_LOC, EventFormat
 from ktap.layout import Layout, Slot
 
 if TYPE_CHECKING:
-    from ktap.capture import Chain, Frame
+    from ktap.capture import Frame
 
 USER_STACK_FLAG = 256
+PREEMPT_COUNT = "preempt_count"
+"""Reference: the kernel's per-CPU variable of that meaning."""
+INTERRUPT_BITS = 0x00FFFF00
 UNREAD = "unread"
 """Name of the room on the stack that says whether memory could not be read."""
 
@@ -75,7 +78,7 @@ def _varying(frame: Frame, slot: Slot, target: str) -> str:
         if frame.case.late and read.space == demand.USER:
             _note_unread(frame, length)
         return length
-    return _member(frame, frame.case.chains[slot.name[len(MEMBER) :]], target)
+    return _read(frame, frame.case.members[slot.name[len(MEMBER) :]], target)
 
 
 def _note_unread(frame: Frame, length: str) -> None:
@@ -107,20 +110,6 @@ def _read(frame: Frame, read: demand.Read, target: str) -> str:
 
 def _word(w: Writer, operand: str) -> str:
     return w.value(f"trunc i64 {operand} to i32")
-
-
-def _member(frame: Frame, chain: Chain, target: str) -> str:
-    """Follow pointers from an argument or the running task and read the member at their end."""
-    w = frame.w
-    address = w.call("get_current_task") if chain.argument is None else w.load(8, "%ctx", 8 * chain.argument)
-    room = w.local(8, "word")
-    for offset in chain.steps[:-1]:
-        w.store(8, 0, room)
-        w.call("probe_read_kernel", room, 8, w.value(f"add i64 {address}, {offset}"))
-        address = w.load(8, room)
-    place = w.value(f"add i64 {address}, {chain.steps[-1]}")
-    failed = w.call("probe_read_kernel", target, chain.size_bytes, place)
-    return w.value(f"select i1 {w.value(f'icmp eq i64 {failed}, 0')}, i64 {chain.size_bytes}, i64 -1")
 
 
 def _whole_record(frame: Frame, slot: Slot, target: str) -> str:
@@ -192,8 +181,11 @@ def _from(helper: str) -> Callable[[Frame, Slot, str, int], None]:
     return fill
 
 
-def _fill_parent(frame: Frame, slot: Slot, space: str, offset: int) -> None:
-    _member(frame, frame.case.chains["ppid"], frame.w.at(space, offset))
+def _fill_interrupt(frame: Frame, slot: Slot, space: str, offset: int) -> None:
+    """The bits of the preemption count that are set in interrupts (linux/preempt.h)."""
+    w = frame.w
+    count = w.load(4, w.call("this_cpu_ptr", w.reference(PREEMPT_COUNT)))
+    w.store(4, w.value(f"and i32 {count}, {INTERRUPT_BITS}"), space, offset)
 
 
 FILL: Mapping[str, Callable[[Frame, Slot, str, int], None]] = {
@@ -201,8 +193,9 @@ FILL: Mapping[str, Callable[[Frame, Slot, str, int], None]] = {
     "uid_gid": _from("get_current_uid_gid"),
     "comm": _fill_comm,
     "cgroup": _from("get_current_cgroup_id"),
-    "ppid": _fill_parent,
     RECORD: _fill_record,
     ARGUMENTS: _fill_arguments,
+    TASK: _from("get_current_task"),
+    IN_INTERRUPT: _fill_interrupt,
 }
 """How the slots of one size are filled; those of varying size are in `_varying`."""

@@ -242,6 +242,14 @@ def instruction_set() -> str:
     return "v4" if loads(RAW_TRACEPOINT, sign_extending_move + EXIT) else "v3"
 
 
+@cache
+def reaches(variable: int) -> bool:
+    """Whether programs may refer to a per-CPU variable of the kernel, by its id in BTF."""
+    pseudo_btf_id = 3
+    load_address = struct.pack("<BBhi", 0x18, 1 | pseudo_btf_id << 4, 0, variable) + bytes(8)
+    return loads(RAW_TRACEPOINT, load_address + struct.pack("<BBhi", 0xB7, 0, 0, 0) + EXIT)
+
+
 EXIT = struct.pack("<BBhi", 0x95, 0, 0, 0)
 
 

@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from ktap import attach, kernel
-from ktap.captured import READ, TextOf, make_event
+from ktap.captured import IN_INTERRUPT, READ, TextOf, make_event
 from ktap.demand import USER, Demand
 from ktap.event_format import EventFormat
 from ktap.follow import Follower
@@ -118,6 +118,9 @@ class LiveSource:
         demands = {
             index: wanted.of_function[probe.function].joined(self._options.also) for index, probe in enumerate(probes)
         }
+        if any(IN_INTERRUPT in demand.states for demand in demands.values()) and self._preempt_count() is None:
+            self._say("in_interrupt is nil: this kernel does not tell where it counts (CONFIG_KALLSYMS_ALL, BTF)")
+            demands = {index: without_interrupt(demand) for index, demand in demands.items()}
         resolver = Resolver(self._program, self._kernel)
         for index, probe in enumerate(probes):
             resolver.add(index, probe, demands[index])
@@ -175,9 +178,16 @@ class LiveSource:
             tracefs = self._kernel.tracefs()
             self._follower = Follower(self._options.pids, lambda name: tracefs.format(TracepointName("sched", name)))
         followed = self._follower.map_fd if self._follower else None
-        own = kernel.own_process()
         common = attach.Options(
-            bits, own, followed, self._options.cpu, platform.machine(), self._event_id, self._lowering, len(events)
+            bits,
+            kernel.own_process(),
+            followed,
+            self._options.cpu,
+            platform.machine(),
+            self._event_id,
+            self._preempt_count,
+            self._lowering,
+            len(events),
         )
         self._attachment = attach.Attachment(self._buffer, common, 2 * len(events))
         skipped = self._attachment.attach(list(enumerate(events)))
@@ -200,6 +210,12 @@ class LiveSource:
     def _event_id(self, label: str) -> int:
         group, _, name = label.partition(":")
         return self._kernel.tracefs().format(TracepointName(group, name)).id
+
+    def _preempt_count(self) -> Optional[int]:
+        """The id of the kernel's preemption count, None where programs cannot reach it."""
+        types = self._kernel.types()
+        found = None if types is None else types.variable("__preempt_count")
+        return found if found is not None and kernel.reaches(found) else None
 
     def _open_buffer(self, events: Sequence[Captured]) -> Buffer:
         choice = self._options.buffer
@@ -306,6 +322,11 @@ class LiveSource:
         if self._buffer is not None:
             self._buffer.close()
             self._buffer = None
+
+
+def without_interrupt(demand: Demand) -> Demand:
+    """The same without in_interrupt."""
+    return demand._replace(states=demand.states - {IN_INTERRUPT})
 
 
 def layouts_of(events: Sequence[Captured]) -> List[Layout]:

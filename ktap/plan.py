@@ -6,7 +6,7 @@ program and one record, and the filters that held are told by bits of the point'
 
 from __future__ import annotations
 
-from typing import List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from ktap import demand
 from ktap.capture import (
@@ -17,11 +17,23 @@ from ktap.capture import (
     Body,
     Case,
 )
-from ktap.captured import ARGUMENTS, KERNEL_STACK, PLUMBING_FRAMES, READ, RECORD, USER_STACK, Kind
+from ktap.captured import (
+    ARGUMENTS,
+    IN_INTERRUPT,
+    KERNEL_STACK,
+    MEMBER,
+    PLUMBING_FRAMES,
+    READ,
+    RECORD,
+    TASK,
+    USER_STACK,
+    Kind,
+)
 from ktap.demand import Demand
 from ktap.event_format import INLINE, INTEGER, POINTER, EventFormat, Field
 from ktap.filling import record_bytes
 from ktap.layout import Slot, aligned, fixed, integer, variable
+from ktap.members import Member
 from ktap.predicate import Predicate
 from vm.values import wrap
 
@@ -58,6 +70,8 @@ class Wanted(NamedTuple):
     timer: Optional[Timer] = None
     arguments: Tuple[str, ...] = ()
     """Names of a raw tracepoint's arguments."""
+    members: Tuple[Member, ...] = ()
+    """Members of structures that handlers read."""
     bodies: Tuple[Body, ...] = ()
     """Handlers that run in the kernel; `probes` are then those that do not."""
 
@@ -112,6 +126,12 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
             slots.append(variable(f"{READ}{len(reads)}", read.most_bytes))
             reads.append(read)
             placed.append(found)
+    members: Dict[str, demand.Read] = {}
+    for member in wanted.members:
+        found = demand.placed(member.read, place_of)
+        if isinstance(found, demand.Read):
+            slots.append(variable(f"{MEMBER}{member.path}", member.read.most_bytes))
+            members[member.path] = found
     if wanted.context == RAW and wanted.arguments and reads_record(wanted.demand):
         slots.append(fixed(ARGUMENTS, 8 * len(wanted.arguments)))
     needs_format = reads_record(wanted.demand)
@@ -126,12 +146,22 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
         wanted.filters,
         always,
         tuple(placed),
+        members,
         bodies=wanted.bodies,
         sends=bool(wanted.probes),
         sent_filters=_bits(wanted.filter_of),
         late=late and bool(wanted.probes),
     )
-    kind = Kind(wanted.name, layout, wanted.format, tuple(reads), wanted.arguments, symbols, wanted.context != PROFILE)
+    kind = Kind(
+        wanted.name,
+        layout,
+        wanted.format,
+        tuple(reads),
+        wanted.arguments,
+        symbols,
+        wanted.context != PROFILE,
+        wanted.members,
+    )
     return Captured(wanted, case, kind)
 
 
@@ -157,8 +187,10 @@ def context_slots(wanted: Demand, late: bool) -> List[Slot]:
         slots.append(fixed("comm", 16))
     if "cgroup" in names:
         slots.append(integer("cgroup", "Q"))
-    if "ppid" in names:
-        slots.append(integer("ppid", "i"))
+    if "curtask" in names:
+        slots.append(integer(TASK, "Q"))
+    if IN_INTERRUPT in wanted.states:
+        slots.append(integer(IN_INTERRUPT, "I"))
     if wanted.kernel_stack:
         slots.append(variable(KERNEL_STACK, 8 * (wanted.kernel_stack + PLUMBING_FRAMES)))
     if wanted.user_stack:

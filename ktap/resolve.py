@@ -10,12 +10,16 @@ from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from compiler.filter import FilterError, parse_filter
 from ktap import syscalls
+from ktap.btf import Argument, Btf
 from ktap.capture import PROFILE, RAW, SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT
-from ktap.demand import Demand, join
+from ktap.captured import IN_INTERRUPT, PARENT
+from ktap.demand import Demand, Value, join
 from ktap.event_format import EventFormat
+from ktap.members import TASK, Member, Unreachable, follow
 from ktap.plan import MOST_FILTERS, Timer, Wanted, field_of, reads_record
 from ktap.predicate import Predicate, Subject, Unfit, predicate
 from ktap.tracefs import Tracefs, TracepointName, is_glob, match_names
+from vm.c_types import Named, Pointer, Scope, Type
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Probe
 from vm.program import Program, Span
@@ -32,8 +36,6 @@ LATER = {
     "perf": "hardware and software counters",
 }
 """Kinds of events that this version does not attach, and what they are."""
-RawArguments = Callable[[str], Optional[Tuple[str, ...]]]
-"""Names of a raw tracepoint's arguments; None where there is no such tracepoint."""
 
 
 class Request(NamedTuple):
@@ -52,11 +54,24 @@ class Target(NamedTuple):
     format: Optional[EventFormat] = None
     number: int = -1
     timer: Optional[Timer] = None
-    arguments: Tuple[str, ...] = ()
+    arguments: Tuple[Argument, ...] = ()
+
+    @property
+    def argument_names(self) -> Tuple[str, ...]:
+        """Names of a raw tracepoint's arguments."""
+        return tuple(argument.name for argument in self.arguments)
 
 
 Key = Tuple[str, str]
 """Context and label of a target."""
+
+
+class Base(NamedTuple):
+    """Where a path of members begins: an address, its type, and the names that follow."""
+
+    address: Value
+    type: Type
+    names: List[str]
 
 
 class Kernel(NamedTuple):
@@ -64,8 +79,8 @@ class Kernel(NamedTuple):
 
     tracefs: Callable[[], Tracefs]
     machine: str
-    raw_arguments: RawArguments
-    raw_names: Callable[[], Sequence[str]]
+    types: Callable[[], Optional[Btf]]
+    """The kernel's types, None where it has no BTF."""
 
 
 class Resolver:
@@ -101,7 +116,7 @@ class Resolver:
             condition: Optional[Predicate] = None
             if tree is not None:
                 try:
-                    condition = predicate(tree, Subject(target.label, target.format, target.arguments))
+                    condition = predicate(tree, Subject(target.label, target.format, target.argument_names))
                 except Unfit as error:
                     if len(targets) == 1 or not error.about_event:
                         self._problem(probe.span, str(error), error.hint)
@@ -127,8 +142,12 @@ class Resolver:
             raise Refusal(self._problems, self._program.source, self._status)
         found: List[Wanted] = []
         for key, requests in self._requests.items():
+            target = self._targets[key]
+            members = self._members_of(target, join(demands[request.probe] for request in requests), places)
             for group in _groups(requests):
-                found.append(_wanted(self._targets[key], group, demands))
+                found.append(_wanted(target, group, demands)._replace(members=members))
+        if self._problems:
+            raise Refusal(self._problems, self._program.source, self._status)
         return found
 
     # -- events -----------------------------------------------------------------------------------
@@ -175,23 +194,26 @@ class Resolver:
         return key
 
     def _raw(self, pattern: str, span: Span) -> List[Key]:
-        names = [pattern]
+        types = self._kernel.types()
+        if types is None:
+            names = [name.name for name in self._kernel.tracefs().names() if name.group != SYSCALLS]
+        else:
+            names = types.raw_tracepoints()
         if is_glob(pattern):
-            found = match_names([TracepointName("raw", name) for name in self._kernel.raw_names()], "raw", pattern)
-            names = [name.name for name in found]
-        targets = []
-        for name in names:
-            arguments = self._kernel.raw_arguments(name)
-            if arguments is not None:
-                targets.append(self._one(Target(RAW, f"raw:{name}", name, arguments=arguments)))
-        if not targets:
+            matched = match_names([TracepointName("raw", name) for name in names], "raw", pattern)
+        else:
+            matched = [TracepointName("raw", pattern)] if pattern in names else []
+        if not matched:
             from compiler.spell import suggest
 
-            near = suggest(pattern, self._kernel.raw_names())
-            self._problem(
-                span, f"unknown raw tracepoint `raw:{pattern}`", f"did you mean `raw:{near}`?" if near else None
-            )
-        return targets
+            near = suggest(pattern, names)
+            hint = f"did you mean `raw:{near}`?" if near else None
+            self._problem(span, f"unknown raw tracepoint `raw:{pattern}`", hint)
+        keys = []
+        for name in matched:
+            arguments = types.raw_tracepoint(name.name) if types is not None else ()
+            keys.append(self._one(Target(RAW, f"raw:{name.name}", name.name, arguments=arguments or ())))
+        return keys
 
     def _profile(self, text: str, span: Span) -> List[Key]:
         try:
@@ -200,6 +222,47 @@ class Resolver:
             self._problem(span, str(error))
             return []
         return [self._one(Target(PROFILE, text, text, timer=Timer(period)))]
+
+    # -- members of structures --------------------------------------------------------------------
+
+    def _members_of(self, target: Target, wanted: Demand, places: Mapping[str, Span]) -> Tuple[Member, ...]:
+        """How to reach the members of structures that handlers of an event read."""
+        paths = {name for name in wanted.variables if name.count(".") > (0 if name.startswith("curtask.") else 1)}
+        paths |= {f"curtask.{state}" for state in wanted.states if state != IN_INTERRUPT}
+        if "ppid" in wanted.variables:
+            paths.add(PARENT)
+        found: List[Member] = []
+        for path in sorted(paths):
+            base = self._base(target, path)
+            types = self._kernel.types() if base is not None else None
+            if base is None:
+                continue
+            if types is None:
+                self._status = 3
+                self._problem(places.get(path), f"`{path}` needs the kernel's types", "this kernel has no BTF")
+                return ()
+            try:
+                found.append(follow(Scope(types), path, base.address, base.type, base.names))
+            except Unreachable as error:
+                if not any(other.startswith(path + ".") for other in paths):
+                    near = suggestion(error.name, error.known)
+                    hint = f"did you mean `{near}`?" if near else None
+                    self._problem(places.get(path), str(error), hint)
+        return tuple(found)
+
+    def _base(self, target: Target, path: str) -> Optional[Base]:
+        """Where a path begins; None where this event has no such argument."""
+        root, *names = path.split(".")
+        if root == "curtask":
+            return Base(Value("curtask"), TASK, names)
+        for number, argument in enumerate(target.arguments):
+            if argument.name == names[0]:
+                return Base(Value(f"arg{number}"), argument.type, names[1:])
+        field = field_of(target.format, f"args.{names[0]}") if target.format is not None else None
+        if field is None:
+            return None
+        kind = field.type.replace("const ", "").rstrip("* ").strip()
+        return Base(Value(f"args.{field.name}"), Pointer(Named(kind)), names[1:])
 
     # -- problems ---------------------------------------------------------------------------------
 
@@ -215,7 +278,7 @@ class Resolver:
                     asked.setdefault(name, []).append(self._targets[key])
         for name, targets in sorted(asked.items()):
             if not any(_has(target, name) for target in targets):
-                self._unknown_field(name[5:], targets, places.get(name))
+                self._unknown_field(name[5:].partition(".")[0], targets, places.get(name))
 
     def _unknown_field(self, name: str, targets: Sequence[Target], span: Optional[Span]) -> None:
         from compiler.spell import suggest
@@ -233,16 +296,24 @@ MANY = 20
 """So many fields are no help any more."""
 
 
+def suggestion(name: str, known: Sequence[str]) -> Optional[str]:
+    """The known name that was most likely meant, None where none is like it."""
+    from compiler.spell import suggest
+
+    return suggest(name, known) if name else None
+
+
 def _fields(target: Target) -> List[str]:
     if target.format is not None:
         return [field.name for field in target.format.fields]
-    return [argument for argument in target.arguments if argument]
+    return [name for name in target.argument_names if name]
 
 
 def _has(target: Target, name: str) -> bool:
+    root = name[5:].partition(".")[0]
     if target.format is not None:
-        return field_of(target.format, name) is not None
-    return name[5:].partition(".")[0] in target.arguments
+        return field_of(target.format, f"args.{root}") is not None
+    return root in target.argument_names
 
 
 def _groups(requests: Sequence[Request]) -> List[List[Request]]:
@@ -282,5 +353,5 @@ def _wanted(target: Target, requests: Sequence[Request], demands: Mapping[int, D
         join(demands[probe] for probe in probes),
         target.number,
         target.timer,
-        target.arguments,
+        target.argument_names,
     )

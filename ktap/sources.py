@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Callable, Optional, Sequence
 
 from ktap import live, tracefs
+from ktap.btf import kernel_types
 from ktap.event_format import EventFormat
 from ktap.options import Options
 from ktap.print_format import Formatter, event_text
@@ -35,7 +36,7 @@ def live_source(
         return made
 
     helpers = live.Helpers(format_text, table, machine.host.kernel_address, machine.host.kernel_symbol)
-    kernel = Kernel(tracefs.find, os.uname().machine, lambda name: None, lambda: ())
+    kernel = Kernel(tracefs.find, os.uname().machine, kernel_types)
     return live.LiveSource(machine.program, settings, helpers, kernel, say, lowering_of(machine, options))
 
 
