@@ -13,6 +13,7 @@ from ktap.child import Child
 from ktap.cli import describe, failure_text, tell
 from ktap.options import Options, refuse
 from vm import arguments
+from vm.c_types import Type
 from vm.event import Loss, Source
 from vm.fault import Exit
 from vm.host import Host
@@ -133,12 +134,23 @@ def start(program: Program, limits: Limits, options: Options) -> tuple[Output, M
         output: Output = StampedOutput(descriptor, name, limits.output_bytes, stamp)
     else:
         output = Output(descriptor, name, limits.output_bytes)
-    settings = MachineOptions(limits, script_arguments(options), options.unsafe)
+    settings = MachineOptions(limits, script_arguments(options), options.unsafe, KernelTypes())
     machines.append(Machine(program, output, host_of(options), settings))
     return output, machines[0]
 
 
 OUTPUT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+
+
+class KernelTypes:
+    """The kernel's own types (see vm.c_types.Types), read when the first is asked for."""
+
+    def find(self, name: str) -> Optional[Type]:
+        """The type of a name, None where there is none or the kernel has no BTF."""
+        from ktap.btf import kernel_types
+
+        types = kernel_types()
+        return None if types is None else types.find(name)
 
 
 def host_of(options: Options) -> Host:
