@@ -128,7 +128,7 @@ class Run:
         try:
             if source is not None:
                 self.trace(source, ticks)
-                source.settle()
+                self.attempt(source.settle)
                 losses.extend(source.losses())
             self.going = True
             self.run_all(self.named("trace_end"))

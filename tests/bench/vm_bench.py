@@ -1,6 +1,6 @@
 """How fast the machine runs programs, as a ratio to CPython running the same ones.
 
-    python3 -m tests.bench.vm_bench [ROUNDS]
+    python3 tests/bench/vm_bench.py [ROUNDS]
 
 Each program is run in turn with its twin, ROUNDS times (3); a ratio is that of the medians. Prints a
 line a program and the geometric mean. Ends with status 1 when that is above LIMIT.
