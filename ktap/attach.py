@@ -150,6 +150,7 @@ class Attachment:
             options.followed is not None,
             options.cpu,
             options.machine,
+            kernel.compat() if context in (SYSCALL_ENTER, SYSCALL_EXIT) else None,
             late_base=options.late_base,
         )
         lowering = options.lowering

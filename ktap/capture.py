@@ -18,6 +18,7 @@ from ktap import demand
 from ktap.captured import READ, RECORD
 from ktap.event_format import EventFormat
 from ktap.filling import UNREAD, fill_fixed, fill_varying
+from ktap.kernel import Compat
 from ktap.layout import Layout, aligned, integer
 from ktap.predicate import Predicate, lower, searches
 from ktap.sending import RING, STACK_RECORD_BYTES, send
@@ -103,6 +104,8 @@ class Spec(NamedTuple):
     """Only processes in the map `followed`."""
     cpu: Optional[int] = None
     machine: str = "x86_64"
+    compat: Optional[Compat] = None
+    """How system calls of 32-bit programs are told; their numbers mean other calls, and tracefs leaves them out too."""
     emit: Optional[Callable[[Frame, Body, str, str], None]] = None
     """Writes a lowered handler: the event's number as an operand, the label where it ends."""
     scratch_bytes: int = 0
@@ -142,7 +145,7 @@ def capture_ir(spec: Spec) -> str:
     number = None
     if spec.context in (SYSCALL_ENTER, SYSCALL_EXIT):
         number = _syscall_number(w, spec)
-        entry = _wanted(w, number)
+        entry = _wanted(w, spec, number)
     pair = w.call("get_current_pid_tgid")
     process = w.value(f"lshr i64 {pair}, 32")
     if spec.context != PROFILE:
@@ -213,7 +216,7 @@ def wanted_entry(event: int, case: int, event_id: int) -> int:
 
 
 def _syscall_number(w: Writer, spec: Spec) -> str:
-    """The number of the system call as an i64; calls of 32-bit programs are left out, as tracefs does."""
+    """The number of the system call as an i64."""
     if spec.context == SYSCALL_ENTER:
         return w.load(8, "%ctx", 8)
     room = w.local(8, "word")
@@ -223,12 +226,19 @@ def _syscall_number(w: Writer, spec: Spec) -> str:
     return w.load(8, room)
 
 
-def _wanted(w: Writer, number: str) -> str:
-    """The entry for a system call; goes to `out` for one that nobody wants."""
+def _wanted(w: Writer, spec: Spec, number: str) -> str:
+    """The entry for a system call; goes to `out` for one that nobody wants, or a 32-bit program's."""
     key = w.local(4, "key")
     w.store(4, w.narrowed(number, 4), key)
     entry = w.load(8, w.lookup("wanted", key))
     w.only_if(w.value(f"icmp ne i64 {entry}, 0"))
+    if spec.compat is not None:
+        room = w.local(8, "word")
+        w.store(8, 0, room)
+        place = w.value(f"add i64 {w.call('get_current_task')}, {spec.compat.offset}")
+        w.call("probe_read_kernel", room, 4, place)
+        bits = w.value(f"and i32 {w.load(4, room)}, {spec.compat.mask}")
+        w.only_if(w.value(f"icmp eq i32 {bits}, 0"))
     return entry
 
 

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import platform
+import re
 import struct
 from contextlib import suppress
 from functools import cache
@@ -20,7 +21,7 @@ PERF_CALL = {"x86_64": 298, "aarch64": 241, "riscv64": 241, "ppc64le": 319, "s39
 
 # commands of bpf(2)
 MAP_CREATE = 0
-MAP_LOOKUP_BATCH, MAP_TAKE_BATCH = 24, 25
+MAP_FREEZE, MAP_LOOKUP_BATCH, MAP_TAKE_BATCH = 22, 24, 25
 MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROGRAM_LOAD = 1, 2, 3, 4, 5
 TEST_RUN, PROGRAM_NEXT_ID, MAP_NEXT_ID, INFO_BY_FD, RAW_TRACEPOINT_OPEN = 10, 11, 12, 15, 17
 LINK_NEXT_ID = 31
@@ -137,6 +138,11 @@ def delete(fd: int, key: bytes) -> None:
     """Remove a key."""
     key_buffer = ctypes.create_string_buffer(key, len(key))
     _bpf(MAP_DELETE, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), 0, 0), "map delete")
+
+
+def freeze(fd: int) -> None:
+    """Let no process change a map any more."""
+    _bpf(MAP_FREEZE, struct.pack("=I", fd), "map freeze")
 
 
 def keys(fd: int, key_bytes: int) -> Iterator[bytes]:
@@ -356,6 +362,27 @@ def enable(event: int) -> None:
 
 
 # -- the machine --------------------------------------------------------------------------------
+
+
+class Compat(NamedTuple):
+    """How a task in a system call of a 32-bit program is told: bits of a word of its thread_info, which it begins with."""
+
+    offset: int
+    mask: int
+
+
+@cache
+def compat() -> Optional[Compat]:
+    """Where the running kernel says that a system call is a 32-bit program's; None where it has none or it is not known.
+
+    Source: asm/thread_info.h: x86 sets TS_COMPAT (2) of `status`, which has stood behind `flags` and, since
+    Linux 5.11, `syscall_work`; arm64 sets TIF_32BIT (22) of `flags`.
+    """
+    machine = platform.machine()
+    if machine == "x86_64":
+        major, minor = (int(part) for part in re.findall(r"\d+", platform.release())[:2])
+        return Compat(16 if (major, minor) >= (5, 11) else 8, 2)
+    return Compat(0, 1 << 22) if machine == "aarch64" else None
 
 
 @cache

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 from tracing import TRANSPORTS, python, trace
 
+from ktap import kernel
 from ktap.late import Late, Places
 from vm.diagnostic import Refusal
 
@@ -149,8 +150,9 @@ def test_stacks(buffer: str) -> None:
 def test_profile_samples_every_processor() -> None:
     script = "profile-200hz { n[cpu] += 1 } trace_end { for (k, v in sort_pairs(n)) { print(k, v) } }"
     counts = [line.split("\t") for line in trace(script, duration_s=1.0).lines]
-    assert [int(cpu) for cpu, _ in counts] == sorted(os.sched_getaffinity(0)) or len(counts) == os.cpu_count()
-    assert all(190 <= int(count) <= 205 for _, count in counts)
+    assert [int(cpu) for cpu, _ in counts] == list(kernel.online_cpus())
+    # a virtual processor that is not run misses samples; none comes twice
+    assert all(20 <= int(count) <= 205 for _, count in counts)
 
 
 def test_a_profile_sees_the_task_that_was_interrupted() -> None:
@@ -189,3 +191,92 @@ def test_reads_through_functions_of_the_script() -> None:
     """
     code = "import os\ntry: os.open('/abcdef', 0)\nexcept OSError: pass"
     assert trace(script, python(code)).lines == ["/ab"]
+
+
+INT80 = """
+import ctypes, mmap, os, platform
+GETPPID_32, code = 64, bytes([0xB8, 64, 0, 0, 0, 0xCD, 0x80, 0xC3])
+pages = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+pages[: len(code)] = code
+call = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(pages)))
+assert call() == os.getppid()
+for _ in range(10):
+    call()
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="32-bit system calls as x86 has them")
+def test_system_calls_of_32_bit_programs_are_left_out() -> None:
+    """Number 64 is getppid there and semget here; tracefs leaves them out too."""
+    script = "trace syscalls:* { n[probename] += 1 } trace_end { print(n.sys_enter_semget, n.sys_exit_semget, n.sys_enter_getppid) }"
+    traced = trace(script, python(INT80))
+    assert traced.lines == ["nil\tnil\t1"]
+
+
+RENAMED = """
+import os, time
+with open("/proc/self/comm", "w") as file: file.write("a name")
+for _ in range(20): time.sleep(0.001)
+"""
+
+
+@pytest.mark.parametrize("buffer", TRANSPORTS)
+def test_raw_tracepoints_and_members_of_structures(buffer: str) -> None:
+    script = """
+    trace raw:sched_switch /preempt == 0/ {
+        if (args.prev.comm == "a name") { n[args.prev.pid == tid, arg0, arg1 == args.prev, arg7 == nil] += 1 }
+    }
+    trace_end { for (a, b, c, d, v in pairs(n)) { print(a, b, c, d, v >= 20) } }
+    """
+    lines = trace(script, python(RENAMED), buffer=buffer).lines
+    assert "true\t0\ttrue\ttrue\ttrue" in lines
+
+
+def test_the_running_task_by_its_type() -> None:
+    script = """
+    trace syscalls:sys_enter_getppid {
+        var t = curtask
+        print(curtask.tgid == pid, t.pid == tid, curtask.comm == execname, ppid == curtask.real_parent.tgid, t.real_parent.tgid)
+        print(ppid, in_iowait(), curr_taskinfo("tgid") == pid, curtask.cred.uid.val)
+    }
+    """
+    first, second = trace(script, python("import os; os.getppid()")).lines
+    assert first == f"true\ttrue\ttrue\ttrue\t{os.getpid()}"
+    assert second == f"{os.getpid()}\tfalse\ttrue\t0"
+
+
+@pytest.mark.parametrize(
+    ("event", "expression", "message", "hint"),
+    [
+        ("raw:sched_switch", "args.prev.pdi", "`struct task_struct` has no member `pdi`", "did you mean `pid`?"),
+        ("raw:sched_switch", "args.prv", "`raw:sched_switch` has no field `prv`", "did you mean `args.prev`?"),
+        ("sched:sched_switch", "args.prev_pdi", "`sched:sched_switch` has no field", "did you mean `args.prev_pid`?"),
+        ("sched:sched_switch", "curtask.se", "is no value", None),
+        ("sched:sched_switch", "curtask.nothing.pid", "`struct task_struct` has no member `nothing`", None),
+    ],
+)
+def test_members_that_are_not_there(event: str, expression: str, message: str, hint: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        trace(f"trace {event} {{ print({expression}) }}", duration_s=0.1)
+    (diagnostic,) = caught.value.diagnostics
+    assert message in diagnostic.message
+    assert hint is None or diagnostic.hint == hint
+    assert diagnostic.span is not None and diagnostic.span.column == len(f"trace {event} {{ print(") + 1
+
+
+@pytest.mark.parametrize("event", ["probe:vfs_read", "sdt:/bin/true:x:y", "ftrace:function", "watch:0x10:8:w", "perf:cpu-cycles:1000"])  # fmt: skip
+def test_events_of_other_kinds_are_refused_with_what_there_is(event: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        trace(f"trace {event} {{ }}", duration_s=0.1)
+    assert caught.value.status == 3
+    assert "not in this version" in caught.value.diagnostics[0].message
+    assert "tracepoints" in str(caught.value.diagnostics[0].hint)
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    script = (
+        "trace sched:sched_swich { }\ntrace nothing:* { }\ntrace sched:sched_switch /prev_pdi == 1/ { print(args.x) }"
+    )
+    with pytest.raises(Refusal) as caught:
+        trace(script, duration_s=0.1)
+    assert [d.span.line for d in caught.value.diagnostics if d.span] == [1, 2, 3]
