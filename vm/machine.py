@@ -40,33 +40,27 @@ from vm.event import Action, Event, Probe
 from vm.fault import Exit, Fault, Frame
 from vm.host import Host
 from vm.idle import IdleEvent
-from vm.library import install, rows
+from vm.library import install
 from vm.limits import MAX_CALLBACKS, MIN_CALLS, Limits
 from vm.memory import STATS_BYTES, Account, Apart
+from vm.names import Name, namespace
 from vm.program import Program, Span
 from vm.translate import CALLS, Translation, Translator
 from vm.values import (
     TAIL,
     Address,
     EventValue,
-    Function,
-    Key,
-    Table,
     describe,
-    make_key,
     tostring,
     wrap,
 )
 
 if TYPE_CHECKING:
     from vm.c_types import Types
-
-if TYPE_CHECKING:
     from vm.library.builtin import Machine as LibraryMachine
 
 Pack = Tuple[object, ...]
 Point = Tuple[Event, Sequence[Union[int, Action]]]
-Name = Union[int, bytes]
 
 FRAMES_A_CALL = 4
 """Python frames that one call of the script takes at most: its own, a builtin's with its checks, a comparison's."""
@@ -141,90 +135,11 @@ class Machine(Apart):
         self.builtins = install(cast("LibraryMachine", self))  # its protocol asks less of an output
         self.translator = Translator(program)
         self.idle = IdleEvent(host)
-        self.names: Dict[str, object] = self.all_names(options)
+        self.names: Dict[str, object] = namespace(self, options.arguments)
+        """The namespace of the translated code."""
         setrecursionlimit(max(getrecursionlimit(), FRAMES_A_CALL * self.limits.call_depth + SPARE_FRAMES))
 
-    # -- names of translated code -------------------------------------------------------------
-
-    def all_names(self, options: Options) -> Dict[str, object]:
-        """The namespace of the translated code."""
-        names: Dict[str, object] = {name: getattr(operators, name) for name in OPERATORS}
-        names.update(
-            TAIL=TAIL,
-            Function=Function,
-            Key=Key,
-            PLAIN=frozenset((int, bytes)),
-            Stats=Stats,
-            Table=Table,
-            list_iterator=type(iter([])),
-            make_key=make_key,
-            wrap=wrap,
-            DEPTH=self.limits.call_depth,
-            E=self.idle,
-            account=self.account,
-            add_stats=self.add_stats,
-            built=self.account.built,
-            calls=iter(()),
-            charge=self.account.charge,
-            concatenate=self.concatenate,
-            finish=self.pack,
-            next_entry=self.next_entry,
-            one=self.one,
-            out_of_calls=self.out_of_calls,
-            out_of_rounds=self.out_of_rounds,
-            pack=self.pack,
-            rounds=iter(()),
-            sample=self.sample,
-            set_probe=self.set_probe,
-            symbol=self.symbol,
-            too_deep=too_deep,
-        )
-        for index, value in enumerate(self.program.constants):
-            if isinstance(value, bytes):
-                names[f"c{index}"] = value
-                names[f"g{index}"] = None
-        for number in range(len(self.program.functions)):
-            names[f"make{number}"] = self.maker(number)
-        names["NAMES"] = names
-        self.name_operands(names, options)
-        return names
-
-    def name_operands(self, names: Dict[str, object], options: Options) -> None:
-        """The globals, builtins and paths that instructions name."""
-        wanted = {
-            (instruction.op, instruction.b)
-            for function in self.program.functions
-            for instruction in function.code
-            if instruction.op in ("GETGLOBAL", "BUILTIN", "EVENT")
-        }
-        canonical = self.translator.canonical
-        for op, index in wanted:
-            text = self.program.constants[index]
-            name = text.decode("ascii", "replace") if isinstance(text, bytes) else ""
-            if op == "BUILTIN":
-                names[f"f{canonical[index]}"] = self.builtins[name]
-            elif op == "EVENT":
-                names[f"p{canonical[index]}"] = name.partition(".")[2]
-            else:
-                names[f"g{canonical[index]}"] = self.first_value(name, options)
-
-    def first_value(self, name: str, options: Options) -> object:
-        """What a global is before it was assigned: `arg`, a builtin or a table of builtins, nil."""
-        if name == "arg":
-            return self.new_table(options.arguments)
-        names = [row.name for row in rows()]
-        if name in names:
-            return self.builtins[name]
-        members = [full for full in names if full.startswith(name + ".")]
-        contents: Dict[Name, object] = {full[len(name) + 1 :].encode(): self.builtins[full] for full in members}
-        return self.new_table(contents) if contents else None
-
-    def new_table(self, contents: Mapping[Name, object]) -> Table:
-        """A table of the script."""
-        table = Table(self.account)
-        for key, value in contents.items():
-            table.put(key, value)
-        return table
+    # -- functions ----------------------------------------------------------------------------
 
     def maker(self, number: int) -> Callable[..., FunctionType]:
         """Makes closures of a function: at its first call it translates it and puts what came out in its own place."""
@@ -254,7 +169,7 @@ class Machine(Apart):
         if not isinstance(function, FunctionType):
             raise operators.not_callable_fault(function)
         if self.callbacks >= MAX_CALLBACKS:
-            raise too_deep()
+            raise operators.too_deep()
         self.callbacks += 1
         try:
             result = function(depth + 1, *arguments)
@@ -453,7 +368,7 @@ class Machine(Apart):
     def located(self, error: BaseException) -> Fault:
         """The fault with its frames; what Python itself ran out of is told as the limit it stands for."""
         if isinstance(error, RecursionError):
-            fault = too_deep()
+            fault = operators.too_deep()
         elif isinstance(error, MemoryError):
             fault = Fault("memory", "out of memory: the system has no more")
         else:
@@ -496,17 +411,5 @@ class Machine(Apart):
             frame = frame.f_back
 
 
-OPERATORS = (
-    *("add", "add_index", "append", "bit_and", "bit_or", "bit_xor", "bounded", "complement", "divide", "entry"),
-    *("equal", "fit", "index", "less", "less_equal", "loop_bounds", "modulo", "multiply", "negate", "not_callable"),
-    *("prepare_iterator", "results", "set_index", "shift_left", "shift_right", "subtract", "subtract_index"),
-)
-"""What templates use of vm.operators."""
-
 COSTLY = CALLS | {"JUMP", "JUMPIF", "JUMPIFNOT", "FORLOOP", "ITERNEXT"}
 """Opcodes by which a handler uses up rounds or calls."""
-
-
-def too_deep() -> Fault:
-    """The fault of calls nested too deep."""
-    return Fault("depth", "stack overflow")

@@ -192,6 +192,11 @@ def not_callable(value: object) -> NoReturn:
     raise not_callable_fault(value)
 
 
+def too_deep() -> Fault:
+    """The fault of calls nested too deep."""
+    return Fault("depth", "stack overflow")
+
+
 def bounded(pack: Tuple[object, ...]) -> Tuple[object, ...]:
     """The pack, which must not be longer than MAX_PACK. Raises Fault("argument")."""
     if len(pack) > MAX_PACK:
