@@ -52,6 +52,7 @@ class Btf:
         self._words = array("I", data[header + types : header + types + types_bytes])
         self._offsets, self._names = _index(self._words)
         self._found: Dict[str, Optional[Type]] = {}
+        self._enumerators: Optional[Dict[int, Optional[int]]] = None
 
     def find(self, name: str) -> Optional[Type]:
         """The type called `struct NAME`, `union NAME`, `enum NAME` or NAME, None if there is none."""
@@ -80,6 +81,12 @@ class Btf:
     def variable(self, name: str) -> Optional[int]:
         """The id of a per-CPU variable of the kernel, None where there is none."""
         return self._number(name, (VAR,))
+
+    def enumerator(self, name: str) -> Optional[int]:
+        """The value of an enumerator; None where there is none, or several that differ."""
+        if self._enumerators is None:
+            self._enumerators = self._read_enumerators()
+        return self._enumerators.get(self._strings.find(b"\0" + name.encode() + b"\0") + 1)
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -148,6 +155,25 @@ class Btf:
         if kind == FLOAT:
             return Float(name, size)
         return Void(f"{'union' if info >> 31 else 'struct'} {name}" if kind == FWD else name or "void")
+
+    def _read_enumerators(self) -> Dict[int, Optional[int]]:
+        """All enumerators by the places of their names."""
+        words = self._words
+        found: Dict[int, Optional[int]] = {}
+        for number, at in enumerate(self._offsets):
+            info = words[at + 1] if number else 0
+            kind, signed = info >> 24 & 31, info >> 31
+            if kind not in (ENUM, ENUM64):
+                continue
+            step = ENTRY_WORDS[kind]
+            for place in range(at + 3, at + 3 + step * (info & 0xFFFF), step):
+                value = words[place + 1] | (words[place + 2] << 32 if kind == ENUM64 else 0)
+                bits = 64 if kind == ENUM64 else 32
+                if signed and value >> (bits - 1):
+                    value -= 1 << bits
+                name = words[place]
+                found[name] = value if found.get(name, value) == value else None
+        return found
 
     def _structure(self, at: int, name: str, depth: int) -> Structure:
         info, size = self._words[at + 1], self._words[at + 2]

@@ -29,6 +29,9 @@ class KernelNames(Protocol):
     def pointer(self, address: int) -> bytes:
         """What `%p` shows for an address: 16 digits, a hash of it unless hashing is off."""
 
+    def enumerator(self, name: str) -> Optional[int]:
+        """The value of an enumerator of the kernel's; None where there is none."""
+
 
 def ipv4(data: bytes, leading_zeros: bool = False) -> bytes:
     """`%pI4`: 127.0.0.1; `%pi4`: 127.000.000.001."""

@@ -130,6 +130,9 @@ class Compiler:
     def _word(self, node: c.Word) -> Compiled:
         if node.name in self._variables:
             return self._variables[node.name]
+        value = self.names.enumerator(node.name)
+        if value is not None:
+            return literal(value, c.INT if -(1 << 31) <= value < 1 << 31 else c.LONG)
         raise Unsupported(f"the name `{node.name}`")
 
     def _member(self, node: c.Member) -> Compiled:
@@ -215,10 +218,19 @@ class Compiler:
         if isinstance(yes, Data) and isinstance(no, Data):
             return Data(f"({self.as_text(yes)} if {condition} else {self.as_text(no)})", yes.element)
         if isinstance(yes, Data) or isinstance(no, Data):
-            raise Unsupported("a choice between text and a number")
+            return self._text_or_null(condition, yes, no)
         kind = common(promote(yes).type, promote(no).type)
         a, b = convert(promote(yes), kind), convert(promote(no), kind)
         return Number(f"({a.source} if {condition} else {b.source})", kind)
+
+    def _text_or_null(self, condition: str, yes: Compiled, no: Compiled) -> Compiled:
+        """`condition ? text : NULL`: `%s` of a null pointer shows `(null)`."""
+        null = self.constant(b"(null)")
+        if isinstance(yes, Data) and isinstance(no, Number) and no.constant == 0:
+            return Data(f"({self.as_text(yes)} if {condition} else {null})", yes.element)
+        if isinstance(no, Data) and isinstance(yes, Number) and yes.constant == 0:
+            return Data(f"({null} if {condition} else {self.as_text(no)})", no.element)
+        raise Unsupported("a choice between text and a number")
 
     def as_text(self, value: Data) -> str:
         """The source of bytes cut at their first NUL, as `%s` prints them."""

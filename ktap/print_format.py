@@ -89,8 +89,9 @@ def syscall_text(event: EventFormat, release: str) -> Formatter:
     """`sys_openat(dfd: 0xffffff9c, …)` for an entry, `sys_openat -> 0x3` for an exit."""
     from struct import Struct
 
-    name = event.name.replace("sys_enter_", "sys_").replace("sys_exit_", "sys_")
-    if event.name.startswith("sys_exit_"):
+    kind, _, call = event.name.removeprefix("sys_").partition("_")
+    name = f"sys_{call}"
+    if kind == "exit":
         result = event_format.integer_reader(event.fields[-1].offset, 8, False)
         head = f"{name} -> 0x%x".encode()
         return lambda raw: head % (result(raw) & MASK)

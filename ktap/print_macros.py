@@ -98,6 +98,8 @@ def _table(compiler: Compiler, nodes: Sequence[Node]) -> list[tuple[int, bytes]]
     """The `{ value, "name" }` pairs; a terminating `{ -1, NULL }` ends them."""
     pairs = []
     for node in nodes:
+        if node == c.Braces(()):
+            continue
         if not isinstance(node, c.Braces) or len(node.items) != 2:
             raise Unsupported("a table of names of an unknown shape")
         value, name = node.items
