@@ -169,7 +169,7 @@ class Machine(Apart):
         if not isinstance(function, FunctionType):
             raise operators.not_callable_fault(function)
         if self.callbacks >= MAX_CALLBACKS:
-            raise operators.too_deep()
+            raise Fault("depth", "stack overflow", f"builtins call functions at most {MAX_CALLBACKS} deep")
         self.callbacks += 1
         try:
             result = function(depth + 1, *arguments)
@@ -283,11 +283,15 @@ class Machine(Apart):
 
     def out_of_rounds(self) -> BaseException:
         """What to raise when no loop rounds are left."""
-        return Exit() if self.interrupted else Fault("loop", "loop execute count exceed max limit")
+        return Exit() if self.interrupted else Fault("loop", "loop execute count exceed max limit", self.hint())
 
     def out_of_calls(self) -> BaseException:
         """What to raise when no calls are left."""
-        return Exit() if self.interrupted else Fault("calls", "call count exceed max limit")
+        return Exit() if self.interrupted else Fault("calls", "call count exceed max limit", self.hint())
+
+    def hint(self) -> str:
+        """How to have more rounds and calls."""
+        return f"raise it with {'--max-main-rounds' if self.unhurried else '--max-rounds'}"
 
     # -- running ------------------------------------------------------------------------------
 

@@ -75,7 +75,8 @@ class Account(Apart):
         """Count what the script holds. Raises Fault("memory") if that and what is coming passes the limit."""
         self.held = reachable_bytes(self.roots())
         if self.held + coming_bytes > self.limit:
-            raise Fault("memory", f"out of memory: the script holds more than {readable(self.limit)}")
+            held = f"out of memory: the script holds more than {readable(self.limit)}"
+            raise Fault("memory", held, "raise it with --max-memory")
         self.charged = coming_bytes
         self.allowance = max(self.limit - self.held, self.limit // MIN_ALLOWANCE_SHARE)
 
@@ -90,7 +91,7 @@ class Account(Apart):
 
     def string_fault(self) -> Fault:
         """The fault of a string over the limit."""
-        return Fault("string", f"a string longer than {readable(self.string_bytes)}")
+        return Fault("string", f"a string longer than {readable(self.string_bytes)}", "raise it with --max-string")
 
 
 def readable(size_bytes: int) -> str:

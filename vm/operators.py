@@ -194,7 +194,7 @@ def not_callable(value: object) -> NoReturn:
 
 def too_deep() -> Fault:
     """The fault of calls nested too deep."""
-    return Fault("depth", "stack overflow")
+    return Fault("depth", "stack overflow", "raise the limit with --max-depth")
 
 
 def bounded(pack: Tuple[object, ...]) -> Tuple[object, ...]:

@@ -123,7 +123,7 @@ def test_limits(alone: Path) -> None:
     path = image(alone / "a.kpc", "function f(n) { return 1 + f(n + 1) }\nvar x = f(0)\n")
     status, _, errors = run(alone, "--max-depth", "20", path)
     assert status == 1
-    assert "script.kp:1:28: stack overflow\n" in errors
+    assert "script.kp:1:28: stack overflow; raise the limit with --max-depth\n" in errors
     assert errors.count("called from f") == 19
     path = image(alone / "b.kpc", "for (i = 1, 100) { t[i] = i }\nprint(len(t))\n")
     assert run(alone, "--max-entries=40", path) == (0, "40\n", "vm: lost 60 keys: table full (limit of 40 entries)\n")
