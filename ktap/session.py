@@ -20,8 +20,9 @@ from vm.host import Host
 from vm.image import is_image
 from vm.image import load as load_image
 from vm.limits import Limits
-from vm.machine import Machine, Name
+from vm.machine import Machine
 from vm.machine import Options as MachineOptions
+from vm.names import Name
 from vm.output import Output, StampedOutput
 from vm.program import Program
 from vm.run import TABLE_FULL, Run, RunOptions, is_own
