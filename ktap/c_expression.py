@@ -90,7 +90,7 @@ class Element(NamedTuple):
     """`array[index]`."""
 
     array: Node
-    index: Node
+    place: Node
 
 
 class Braces(NamedTuple):

@@ -133,7 +133,7 @@ class Compiler:
         value = self.names.enumerator(node.name)
         if value is not None:
             return literal(value, c.INT if -(1 << 31) <= value < 1 << 31 else c.LONG)
-        raise Unsupported(f"the name `{node.name}`")
+        raise Unsupported(f"`{node.name}`")
 
     def _member(self, node: c.Member) -> Compiled:
         return self.field(node.name)
@@ -154,7 +154,7 @@ class Compiler:
     def _unary(self, node: c.Unary) -> Compiled:
         if node.operator == "&":
             inner = node.operand
-            if isinstance(inner, c.Element) and isinstance(inner.index, c.Number) and inner.index.value == 0:
+            if isinstance(inner, c.Element) and isinstance(inner.place, c.Number) and inner.place.value == 0:
                 inner = inner.array
             return self.data(inner)
         if node.operator == "*":
@@ -245,7 +245,7 @@ class Compiler:
         return value if node.type is None else convert(value, node.type)
 
     def _element(self, node: c.Element) -> Compiled:
-        array, index = self.data(node.array), self.number(node.index)
+        array, index = self.data(node.array), self.number(node.place)
         name = self.constant(element_reader(array.element))
         return Number(f"{name}({array.source}, {index.source})", array.element)
 
@@ -260,7 +260,7 @@ class Compiler:
     def _call(self, node: c.Call) -> Compiled:
         macro = MACROS.get(node.name)
         if macro is None:
-            raise Unsupported(f"the kernel's {node.name}()")
+            raise Unsupported(f"{node.name}()")
         return macro(self, node.arguments)
 
 

@@ -6,7 +6,7 @@ Source: kernel/kallsyms.c (`%pS`, `%ps`), `printk_formats` of tracefs, and ktap.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Sequence
 
 if TYPE_CHECKING:
     from ktap.kernel_data import KernelData
@@ -89,8 +89,8 @@ def read_constant_strings(text: str) -> dict[int, bytes]:
 class LiveNames:
     """This kernel's names; each source is read when something is first asked of it."""
 
-    def __init__(self, root: str, kallsyms: str = KALLSYMS) -> None:
-        """`root` is where tracefs is mounted."""
+    def __init__(self, root: Callable[[], str], kallsyms: str = KALLSYMS) -> None:
+        """`root` gives the place where tracefs is mounted."""
         self._root = root
         self._kallsyms = kallsyms
         self._table: Optional[SymbolTable] = None
@@ -154,7 +154,7 @@ class LiveNames:
 
     def _read(self, path: str) -> str:
         try:
-            with open(f"{self._root}/{path}", encoding="utf-8", errors="surrogateescape") as file:
+            with open(f"{self._root()}/{path}", encoding="utf-8", errors="surrogateescape") as file:
                 return file.read()
         except OSError:
             return ""
