@@ -9,7 +9,10 @@ the task's values an event can have
 `+NS`                 it fires so long after the one before it, not 1000 ns
 `user@0x1000=text`    what lies in the process's memory there; `kernel@` likewise
 `stack=0x10,0x20`     its kernel stack, innermost first; `ustack` likewise
+`in_interrupt=1`      it fires in an interrupt; `in_iowait=1`: the task waits for a device
 ====================  ===================================================================
+
+The kernel's types are those of `TYPES`, and the running task is such a structure at `TASK_ADDRESS`.
 """
 
 from __future__ import annotations
@@ -17,12 +20,23 @@ from __future__ import annotations
 import struct
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Iterable, Optional, Sequence, Union
+from typing import Iterable, Mapping, Optional, Sequence, Union
 
 from corpus import Fired
 
 from ktap import demand
-from ktap.captured import ARGUMENTS, KERNEL_STACK, READ, RECORD, STATE, USER_STACK, make_event
+from ktap.btf import Argument
+from ktap.captured import (
+    ARGUMENTS,
+    IN_INTERRUPT,
+    KERNEL_STACK,
+    MEMBER,
+    READ,
+    RECORD,
+    TASK,
+    USER_STACK,
+    make_event,
+)
 from ktap.event_format import DATA_LOC, INTEGER, POINTER, TEXT, EventFormat, Field
 from ktap.event_format import cut as up_to_nul
 from ktap.layout import Slot
@@ -33,14 +47,26 @@ from ktap.print_format import event_text
 from ktap.resolve import Kernel, Resolver
 from ktap.sources import Names
 from ktap.tracefs import Tracefs
+from vm.c_types import Named, Type
+from vm.declaration import Declarations
 from vm.diagnostic import Refusal
 from vm.event import Batch, Event, Loss, Probe
 from vm.machine import Machine
 from vm.values import Table
 
 TRACEFS = Path(__file__).parent / "tracefs"
-RAW_ARGUMENTS = {"event": ("a", "b", "c")}
+RAW_ARGUMENTS = {"event": tuple(Argument(name, Named("long")) for name in ("a", "b", "c"))}
 """Raw tracepoints and their arguments: `raw:event` fires with `test:event`."""
+TYPES = """
+struct task_struct {
+    int pid, tgid;
+    unsigned in_iowait : 1;
+    struct task_struct *real_parent;
+    char comm[16];
+};
+"""
+TASK_LAYOUT = struct.Struct("=iiI4xQ16s")
+TASK_ADDRESS, PARENT_ADDRESS = 0xFFFF888000100000, 0xFFFF888000200000
 RAW_LABELS = {"test:event": "raw:event"}
 KERNEL_RELEASE = "6.18.0"
 BATCH = 3
@@ -50,13 +76,33 @@ DEFAULTS = {"pid": "100", "cpu": "0", "uid": "0", "gid": "0", "ppid": "1", "cgro
 Values = dict[str, str]
 
 
+class Types:
+    """What the invented kernel has for BTF."""
+
+    def __init__(self) -> None:
+        self.declarations = Declarations(None, 8, True)
+        self.declarations.declare(TYPES)
+
+    def find(self, name: str) -> Optional[Type]:
+        return self.declarations.find(name)
+
+    def raw_tracepoint(self, name: str) -> Optional[tuple[Argument, ...]]:
+        return RAW_ARGUMENTS.get(name)
+
+    def raw_tracepoints(self) -> list[str]:
+        return list(RAW_ARGUMENTS)
+
+
 class SyntheticSource:
     """See vm.event.Source."""
 
     def __init__(self, machine: Machine, fired: Sequence[Fired]) -> None:
         self.machine = machine
         self.fired = fired
-        self.kernel = Kernel(lambda: Tracefs(str(TRACEFS)), "x86_64", RAW_ARGUMENTS.get, lambda: list(RAW_ARGUMENTS))
+        self.probes: Sequence[Probe] = ()
+        self.demands: Mapping[int, demand.Demand] = {}
+        self.symbols: Mapping[str, int] = {}
+        self.kernel = Kernel(lambda: Tracefs(str(TRACEFS)), "x86_64", Types)
         self.events: list[Captured] = []
         self.points: list[tuple[Event, tuple[int, ...]]] = []
         self.records: list[tuple[object, ...]] = []
@@ -75,8 +121,9 @@ class SyntheticSource:
         for index, probe in enumerate(probes):
             resolver.add(index, probe, demands[index])
         found = resolver.wanted(demands, wanted.places)
-        symbols = {name: self.machine.host.kernel_address(name) or 0 for name in symbols_of(demands.values())}
-        self.events = [captured(event, symbols) for event in found]
+        self.probes, self.demands = probes, demands
+        self.symbols = {name: self.machine.host.kernel_address(name) or 0 for name in symbols_of(demands.values())}
+        self.events = [captured(event, self.symbols) for event in found]
         self.fire()
 
     def fire(self) -> None:
@@ -242,7 +289,7 @@ def slot_value(slot: Slot, event: Captured, raw: bytes, values: Values) -> objec
         return number(values["gid"]) << 32 | number(values["uid"])
     if name == "comm":
         return values["execname"].encode()[:15].ljust(16, b"\0")
-    if name in ("ppid", "cgroup"):
+    if name == "cgroup":
         return number(values[name])
     if name in (RECORD, ARGUMENTS):
         return raw if slot.varies else raw[: slot.size_bytes].ljust(slot.size_bytes, b"\0")
@@ -251,8 +298,12 @@ def slot_value(slot: Slot, event: Captured, raw: bytes, values: Values) -> objec
         return b"".join(struct.pack("=Q", number(frame)) for frame in frames.split(",") if frame)[: slot.size_bytes]
     if name.startswith(READ):
         return read_memory(event.case.reads[int(name[len(READ) :])], raw, values)
-    assert name.startswith(STATE), f"no case can say what {name} is"
-    return number(values.get(name[len(STATE) :], "0"))
+    if name == TASK:
+        return TASK_ADDRESS
+    if name == IN_INTERRUPT:
+        return number(values.get(name, "0"))
+    assert name.startswith(MEMBER), f"no case can say what {name} is"
+    return read_memory(event.case.members[name[len(MEMBER) :]], raw, values)
 
 
 def read_memory(read: demand.Read, raw: bytes, values: Values) -> Optional[bytes]:
@@ -262,6 +313,8 @@ def read_memory(read: demand.Read, raw: bytes, values: Values) -> Optional[bytes
         if isinstance(expression, demand.Place):
             data = raw[expression.offset : expression.offset + expression.size_bytes]
             return int.from_bytes(data, "little", signed=expression.signed)
+        if expression == demand.Value("curtask"):
+            return TASK_ADDRESS
         assert isinstance(expression, demand.Read)
         inner = read_memory(expression, raw, values)
         return None if inner is None else int.from_bytes(inner, "little")
@@ -280,12 +333,22 @@ def read_memory(read: demand.Read, raw: bytes, values: Values) -> Optional[bytes
 
 
 def memory(values: Values, space: str, address: int) -> Optional[bytes]:
-    """What lies at an address, up to the end of the text that `user@0x1000=text` has put there (a NUL follows)."""
+    """What lies from an address on, as far as it is known."""
+    for start, content in areas(values, space):
+        behind = (address - start) % (1 << 64)
+        if behind < len(content):
+            return content[behind:]
+    return None
+
+
+def areas(values: Values, space: str) -> Iterable[tuple[int, bytes]]:
+    """The known parts of memory: behind what `user@0x1000=text` has put there lies a NUL."""
     for name, text in values.items():
         where, at, start = name.partition("@")
         if at and where == space:
-            content = text.encode().decode("unicode_escape").encode("latin-1") + b"\0"
-            behind = (address - number(start)) % (1 << 64)
-            if behind < len(content):
-                return content[behind:]
-    return None
+            yield number(start), text.encode().decode("unicode_escape").encode("latin-1") + b"\0"
+    if space == demand.KERNEL:
+        pid, tid, parent = (number(values[name]) for name in ("pid", "tid", "ppid"))
+        comm = values["execname"].encode()[:15]
+        yield TASK_ADDRESS, TASK_LAYOUT.pack(tid, pid, number(values.get("in_iowait", "0")), PARENT_ADDRESS, comm)
+        yield PARENT_ADDRESS, TASK_LAYOUT.pack(parent, parent, 0, 0, b"parent")
