@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Dict, FrozenSet, NamedTuple, Optional, Union
 
 from ktap import demand
+from vm.c_types import Type
 
 
 class Known(NamedTuple):
@@ -44,13 +45,20 @@ class Lasting(NamedTuple):
     name: str
 
 
+class Pointed(NamedTuple):
+    """A typed pointer: what it points at, and its address."""
+
+    target: Type
+    address: demand.Expression
+
+
 class Single(NamedTuple):
     """A pack of exactly one value: the results of a call, to be spread."""
 
-    value: Union[Known, Closures, Builtin, Box, Task, Lasting, demand.Expression]
+    value: Union[Known, Closures, Builtin, Box, Task, Lasting, Pointed, demand.Expression]
 
 
-Symbol = Union[Known, Closures, Builtin, Box, Task, Lasting, Single, demand.Expression]
+Symbol = Union[Known, Closures, Builtin, Box, Task, Lasting, Pointed, Single, demand.Expression]
 State = Dict[int, Symbol]
 """What is known of the registers; one that is missing can be anything."""
 
@@ -83,6 +91,8 @@ def lasting(symbol: Optional[Symbol]) -> Optional[Symbol]:
         return Lasting(names[0]) if names else symbol
     if isinstance(symbol, Task):
         return Lasting("curtask")
+    if isinstance(symbol, Pointed):
+        return lasting(symbol.address)
     return symbol
 
 

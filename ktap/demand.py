@@ -8,6 +8,8 @@ from vm.values import wrap
 
 STRING, BYTES = "string", "bytes"
 USER, KERNEL = "user", "kernel"
+ANY = "any"
+"""The space of a pointer whose kind says nothing of it: a system call's are the process's, all others the kernel's."""
 
 
 class Value(NamedTuple):
@@ -115,6 +117,19 @@ def inputs(expression: Expression) -> Tuple[str, ...]:
         own = inputs(expression.address)
         return own + inputs(expression.length) if expression.length is not None else own
     return ()
+
+
+def settled(read: Read, space: str) -> Read:
+    """The read with ANY replaced in it and in the reads that its address is made of."""
+
+    def one(expression: Expression) -> Expression:
+        if isinstance(expression, Binary):
+            return Binary(expression.operator, one(expression.left), one(expression.right))
+        return settled(expression, space) if isinstance(expression, Read) else expression
+
+    length = None if read.length is None else one(read.length)
+    own = KERNEL if "curtask" in inputs(read.address) else space
+    return read._replace(space=own if read.space == ANY else read.space, address=one(read.address), length=length)
 
 
 PlaceOf = Callable[[Union[Value, Symbol]], Optional[Expression]]

@@ -24,11 +24,12 @@ from ktap.event_format import EventFormat
 from ktap.follow import Follower
 from ktap.late import Late, Places
 from ktap.layout import Layout
-from ktap.needs import needs
+from ktap.needs import Needs, needs
 from ktap.plan import Captured, Wanted, captured, probes_of
 from ktap.resolve import Kernel, Resolver
 from ktap.tracefs import TracepointName
 from ktap.transport import Buffer, Order
+from ktap.walk import Types
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Action, Batch, Event, Loss, Probe
 from vm.program import Program
@@ -78,6 +79,8 @@ class Helpers(NamedTuple):
     """The address of a kernel symbol."""
     symbol_of: Callable[[int], str]
     """The symbol of an address in the kernel."""
+    types: Types
+    """The C types the script knows, its own and the kernel's."""
 
 
 class LiveSource:
@@ -112,9 +115,7 @@ class LiveSource:
 
     def attach(self, probes: Sequence[Probe]) -> None:
         """See vm.event.Source.attach. Raises Refusal."""
-        wanted = needs(
-            self._program, [(probe.function, probe.takes_event) for probe in probes], self._options.event_string_bytes
-        )
+        wanted = self._needs(probes)
         demands = {
             index: wanted.of_function[probe.function].joined(self._options.also) for index, probe in enumerate(probes)
         }
@@ -139,13 +140,19 @@ class LiveSource:
             except OSError as error:
                 self.close()
                 raise refusal(error) from error
+            except BaseException:
+                self.close()
+                raise
 
     def _check(self, probes: Sequence[Probe]) -> None:
         """Raises Refusal for what handlers outside the kernel cannot be given."""
-        handlers = [(probe.function, probe.takes_event) for probe in probes]
-        problems = needs(self._program, handlers, self._options.event_string_bytes).diagnostics
+        problems = self._needs(probes).diagnostics
         if problems:
             raise Refusal(problems, self._program.source)
+
+    def _needs(self, probes: Sequence[Probe]) -> Needs:
+        handlers = [(probe.function, probe.takes_event) for probe in probes]
+        return needs(self._program, handlers, self._options.event_string_bytes, self._helpers.types)
 
     def _lower(self, probes: Sequence[Probe], found: List[Wanted], demands: Dict[int, Demand]) -> List[Wanted]:
         """Choose the handlers that go to the kernel and take them out of what is captured."""

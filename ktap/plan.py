@@ -115,12 +115,13 @@ def reads_record(wanted: Demand) -> bool:
 
 def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
     """The slots of a wanted event, its case and its kind; `symbols` are the addresses that its reads name."""
-    late = wanted.context == SYSCALL_ENTER and any(read.space == demand.USER for read in wanted.demand.reads)
+    late = wanted.context == SYSCALL_ENTER and any(read.space != demand.KERNEL for read in wanted.demand.reads)
     slots: List[Slot] = context_slots(wanted.demand, late)
     reads: List[demand.Read] = []
     placed: List[demand.Read] = []
     place_of = _places(wanted, symbols)
-    for read in sorted(wanted.demand.reads, key=repr):
+    space = demand.USER if wanted.context in (SYSCALL_ENTER, SYSCALL_EXIT) else demand.KERNEL
+    for read in sorted((demand.settled(read, space) for read in wanted.demand.reads), key=repr):
         found = demand.placed(read, place_of)
         if isinstance(found, demand.Read):
             slots.append(variable(f"{READ}{len(reads)}", read.most_bytes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Callable, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Optional, Sequence, cast
 
 from ktap import live, tracefs
 from ktap.btf import kernel_types
@@ -11,11 +11,15 @@ from ktap.event_format import EventFormat
 from ktap.options import Options
 from ktap.print_format import Formatter, event_text
 from ktap.resolve import Kernel
+from ktap.symbols import LiveNames
+from vm.library.foreign import declarations
 from vm.machine import Machine
 from vm.values import Table
 
 if TYPE_CHECKING:
     from ktap.lowered import Lowering
+    from vm.declaration import Declarations
+    from vm.library.builtin import Machine as LibraryMachine
 
 
 def live_source(
@@ -24,7 +28,7 @@ def live_source(
     """This machine. `child` is the process of the command that is traced. Raises Refusal."""
     pids = tuple(pid for pid in (options.pid, child) if pid is not None)
     settings = live.Options(options.buffer, options.buffer_bytes, pids, options.cpu, machine.limits.event_string_bytes)
-    names = Names()
+    names = LiveNames(lambda: tracefs.find().root)
 
     def format_text(event: EventFormat) -> Formatter:
         return event_text(event, names, os.uname().release).show
@@ -35,7 +39,10 @@ def live_source(
             made.put(place, value)
         return made
 
-    helpers = live.Helpers(format_text, table, machine.host.kernel_address, machine.host.kernel_symbol)
+    def types() -> Declarations:
+        return declarations(cast("LibraryMachine", machine))
+
+    helpers = live.Helpers(format_text, table, machine.host.kernel_address, machine.host.kernel_symbol, types)
     kernel = Kernel(tracefs.find, os.uname().machine, kernel_types)
     return live.LiveSource(machine.program, settings, helpers, kernel, say, lowering_of(machine, options))
 
@@ -47,13 +54,3 @@ def lowering_of(machine: Machine, options: Options) -> Optional[Lowering]:
     from ktap.lowered import Lowering
 
     return Lowering(machine, options.tier == "kernel")
-
-
-class Names:
-    """See ktap.pointer_format.KernelNames: addresses as they are."""
-
-    def symbol(self, address: int) -> bytes:
-        """Hexadecimal."""
-        return b"%#x" % address
-
-    symbol_name = string = pointer = symbol

@@ -8,10 +8,12 @@ from typing import NamedTuple, Optional, Sequence
 from compiler.compile import compile_source
 from ktap.child import Child
 from ktap.options import Options
+from ktap.session import KernelTypes
 from ktap.sources import live_source
 from vm.event import Loss
 from vm.local_host import LocalHost
 from vm.machine import Machine
+from vm.machine import Options as MachineOptions
 from vm.run import Run, RunOptions
 
 TRANSPORTS = ("ring", "perf")
@@ -66,7 +68,7 @@ def trace(
     Raises Refusal for a script that cannot be traced.
     """
     sink, notices, faults = Sink(), [], []
-    machine = Machine(compile_source(script, "test.kp").program, sink, LocalHost())
+    machine = Machine(compile_source(script, "test.kp").program, sink, LocalHost(), MachineOptions(types=KernelTypes()))
     child = Child(command) if command else None
     options = Options(buffer=buffer, buffer_bytes=buffer_bytes, pid=pid, cpu=cpu, tier="vm")
     source = live_source(machine, options, child.pid if child and not everyone else None, notices.append)

@@ -280,3 +280,56 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     with pytest.raises(Refusal) as caught:
         trace(script, duration_s=0.1)
     assert [d.span.line for d in caught.value.diagnostics if d.span] == [1, 2, 3]
+
+
+PAIR = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+name = ctypes.create_string_buffer(b"hello")
+pair = (ctypes.c_uint64 * 2)(77, ctypes.addressof(name))
+libc.write(os.open("/dev/null", os.O_WRONLY), pair, 16)
+"""
+
+
+@pytest.mark.parametrize("buffer", TRANSPORTS)
+def test_typed_pointers_of_the_process(buffer: str) -> None:
+    script = """
+    ffi.cdef("struct pair { unsigned long number; char *name; };")
+    trace syscalls:sys_enter_write /count == 16/ {
+        var p = ffi.cast("struct pair *", arg2)
+        print(p.number, p[0].number, user_string(p.name), ffi.cast("unsigned int *", arg2)[1])
+    }
+    """
+    assert trace(script, python(PAIR), buffer=buffer).lines == ["77\t77\thello\t0"]
+
+
+def test_typed_pointers_of_the_kernel() -> None:
+    script = """
+    function parent(t) { return ffi.cast("struct task_struct *", t).real_parent }
+    trace raw:sched_switch {
+        if (args.prev.comm == "a name") { n[parent(args.prev).tgid, ffi.cast("struct task_struct *", arg1).comm] += 1 }
+    }
+    trace_end { for (p, c, v in pairs(n)) { print(p, c, v >= 20) } }
+    """
+    assert trace(script, python(RENAMED)).lines == [f"{os.getpid()}\ta name\ttrue"]
+
+
+CONNECTS = """
+import socket
+with socket.create_server(("127.0.0.1", 0)) as server:
+    client = socket.create_connection(server.getsockname())
+    server.accept()[0].close()
+    client.close()
+"""
+
+
+@pytest.mark.parametrize("event", ["sock:inet_sock_set_state", "raw:inet_sock_set_state"])
+def test_addresses_of_sockets(event: str) -> None:
+    argument = "args.skaddr" if event.startswith("sock") else "args.sk"
+    script = f"""
+    trace {event} {{
+        n[net.format_ip_addr(net.ip_sock_saddr({argument})), net.format_ip_addr(net.ip_sock_daddr({argument}))] += 1
+    }}
+    trace_end {{ print(n["127.0.0.1", "127.0.0.1"] > 1) }}
+    """
+    assert trace(script, python(CONNECTS)).lines == ["true"]
