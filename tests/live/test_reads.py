@@ -148,11 +148,14 @@ def test_stacks(buffer: str) -> None:
 
 
 def test_profile_samples_every_processor() -> None:
+    """As often as was asked and never oftener; a virtual processor that is not run by its host misses samples."""
     script = "profile-200hz { n[cpu] += 1 } trace_end { for (k, v in sort_pairs(n)) { print(k, v) } }"
-    counts = [line.split("\t") for line in trace(script, duration_s=1.0).lines]
-    assert [int(cpu) for cpu, _ in counts] == list(kernel.online_cpus())
-    # a virtual processor that is not run misses samples; none comes twice
-    assert all(20 <= int(count) <= 205 for _, count in counts)
+    for _ in range(5):
+        counts = dict(tuple(map(int, line.split("\t"))) for line in trace(script, duration_s=1.0).lines)
+        assert all(count <= 205 for count in counts.values())
+        if list(counts) == list(kernel.online_cpus()) and min(counts.values()) >= 150:
+            return
+    raise AssertionError(f"samples by processor: {counts}")
 
 
 def test_a_profile_sees_the_task_that_was_interrupted() -> None:
