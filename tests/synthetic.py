@@ -45,12 +45,12 @@ from ktap.plan import Captured, captured, probes_of
 from ktap.predicate import All, IntegerAt, Negated, Predicate, Running, Some, Test, TextAt
 from ktap.print_format import event_text
 from ktap.resolve import Kernel, Resolver
-from ktap.sources import Names
 from ktap.tracefs import Tracefs
 from vm.c_types import Named, Type
 from vm.declaration import Declarations
 from vm.diagnostic import Refusal
 from vm.event import Batch, Event, Loss, Probe
+from vm.library.foreign import declarations
 from vm.machine import Machine
 from vm.values import Table
 
@@ -74,6 +74,18 @@ BATCH = 3
 DEFAULTS = {"pid": "100", "cpu": "0", "uid": "0", "gid": "0", "ppid": "1", "cgroup": "1", "execname": "task"}
 
 Values = dict[str, str]
+
+
+class Names:
+    """See ktap.pointer_format.KernelNames: addresses as they are."""
+
+    def symbol(self, address: int) -> bytes:
+        return b"%#x" % address
+
+    symbol_name = string = pointer = symbol
+
+    def enumerator(self, name: str) -> Optional[int]:
+        return None
 
 
 class Types:
@@ -113,7 +125,8 @@ class SyntheticSource:
         """See vm.event.Source.attach. Raises Refusal."""
         program = self.machine.program
         handlers = [(probe.function, probe.takes_event) for probe in probes]
-        wanted = needs(program, handlers, self.machine.limits.event_string_bytes)
+        limit = self.machine.limits.event_string_bytes
+        wanted = needs(program, handlers, limit, lambda: declarations(self.machine))
         if wanted.diagnostics:
             raise Refusal(wanted.diagnostics, program.source)
         demands = {index: wanted.of_function[probe.function] for index, probe in enumerate(probes)}
