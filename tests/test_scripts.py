@@ -247,3 +247,68 @@ def test_schedtimes(environment: dict[str, str]) -> None:
     assert 150 <= running < 600
     assert 300 <= sleeping < 3000
     assert waiting >= 0
+
+
+# -- lessons ----------------------------------------------------------------------------------
+
+
+def test_the_first_lesson(ktap: Ktap) -> None:
+    out = ktap(str(LESSONS / "01_hello.kp"), "Anna").stdout
+    assert out.splitlines() == [
+        "hello\t42",
+        "Anna       has 4 letters",
+        "1024\t0\t-3\t-1",
+        "1\tred",
+        "2\tgreen",
+        "favourite\tblue",
+    ]
+
+
+def test_the_lesson_of_errors(ktap: Ktap) -> None:
+    done = ktap(str(LESSONS / "08_errors.kp"), status=1)
+    assert done.stdout == "half:\t50\ntrace_end runs in any case\n"
+    assert "08_errors.kp:10:23: divide 0\n    return 100 * part / whole\n" in done.stderr
+    assert "called from main chunk at " in done.stderr
+
+
+def test_the_script_for_a_board(ktap: Ktap, tmp_path: Path) -> None:
+    ktap("compile", str(LESSONS / "embedded" / "board.kp"), "-o", str(tmp_path / "board.kpc"))
+    (tmp_path / "vm").symlink_to(ROOT / "vm")
+    python = [sys.executable, "-S", "-m", "vm", "board.kpc", "--time"]
+    done = subprocess.run(python, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    first, rightly, took = done.stdout.splitlines()
+    assert re.fullmatch(r"\w+, \d+ processors, Linux .+", first)
+    assert rightly == "100000 rounds computed rightly"
+    assert re.fullmatch(r"that took \d+ us", took)
+
+
+@live
+def test_lessons_on_this_machine(ktap: Ktap) -> None:
+    command = ("--", "sh", "-c", "cat /etc/passwd /nowhere >/dev/null 2>&1; true")
+    events = ktap(str(LESSONS / "02_events.kp"), *command).stdout
+    assert re.search(
+        r"^cat\t\d+\topens something with flags\t\d+\n    the whole event:\tsys_openat\(dfd: ", events, re.M
+    )
+    assert events.endswith("\nthe end\n")
+    counting = ktap(str(LESSONS / "03_counting.kp"), *command).stdout
+    assert {"cat", "sh"} <= set(rows(counting))
+    filters = ktap(str(LESSONS / "04_filters.kp"), *command).stdout
+    assert rows(filters)["sys_exit_openat"] > 0
+    joining = ktap(str(LESSONS / "05_joining.kp"), *command).stdout
+    assert re.search(r"^cat +3 +\d+ us  /etc/passwd$", joining, re.M)
+    assert re.search(r"^cat +-2 +\d+ us  /nowhere$", joining, re.M)
+    distributions = ktap(str(LESSONS / "06_distributions.kp"), *command).stdout
+    table, histogram = distributions.split("\n\n")
+    calls = {line[0]: int(line[1]) for line in columns(table)[1:]}
+    assert sum(rows(histogram).values()) == sum(calls.values())
+    assert calls["cat"] > 10
+
+
+@live
+def test_the_lesson_of_timers(ktap: Ktap) -> None:
+    command = ("--", "sh", "-c", "sleep 1.2; exit 0")
+    lines = ktap(str(LESSONS / "07_timers.kp"), *command).stdout.splitlines()
+    assert re.fullmatch(r"1\t\d+", lines[0])
+    assert len(lines) == 2
+    assert lines[1].startswith("in the rest of a second:\t")
