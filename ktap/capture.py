@@ -11,7 +11,7 @@ together).
 
 from __future__ import annotations
 
-from typing import Callable, Mapping, NamedTuple, Optional, Tuple
+from typing import Callable, List, Mapping, NamedTuple, Optional, Tuple
 
 from compiler.ir import Writer
 from ktap import demand
@@ -20,16 +20,36 @@ from ktap.event_format import EventFormat
 from ktap.filling import UNREAD, fill_fixed, fill_varying
 from ktap.kernel import Compat
 from ktap.layout import Layout, aligned, integer
-from ktap.predicate import Predicate, lower, searches
+from ktap.predicate import UNDECIDED_OFFSET, Predicate, lower, searches, text_area
 from ktap.sending import RING, STACK_RECORD_BYTES, send
 
 SYSCALL_ENTER, SYSCALL_EXIT, RAW, TRACEPOINT, PROFILE = "syscall enter", "syscall exit", "raw", "tracepoint", "profile"
 """What a program is attached to, which says what its context holds."""
 
+EVERY_ENTER, EVERY_EXIT = "every syscall enter", "every syscall exit"
+"""raw_syscalls:sys_enter and sys_exit as raw tracepoints, for handlers that read no more of the record than
+RAW_SYSCALLS says can be made of the context."""
+
 RETURN = "return"
 """A system call returns: what its entry could not read is read now."""
 UNREAD_BYTES = 64
 """A value of the map `unread`, by thread: the record of the system call's entry, its `wanted` entry in front."""
+CPU_OFFSET = 12
+"""In it: the processor of the entry, behind the number of the system call."""
+
+
+class Partial(NamedTuple):
+    """The beginning of a record: the context that makes it, and up to where."""
+
+    context: str
+    end: int
+
+
+RAW_SYSCALLS = {
+    "raw_syscalls:sys_enter": Partial(EVERY_ENTER, 16),
+    "raw_syscalls:sys_exit": Partial(EVERY_EXIT, 24),
+}
+"""The number of the system call; at its exit, the result too. The arguments of 32-bit programs lie elsewhere."""
 
 
 class Registers(NamedTuple):
@@ -84,6 +104,8 @@ class Case(NamedTuple):
     """The bits of the filters for which the record is sent, None where it is sent whatever they say."""
     late: bool = False
     """Memory of the process that could not be read at the entry of a system call is read again at its return."""
+    late_filters: bool = False
+    """So are filters that could not be decided; until then the record is tentative, the highest bit of its point."""
 
     @property
     def late_layout(self) -> Layout:
@@ -105,6 +127,8 @@ class Spec(NamedTuple):
     cpu: Optional[int] = None
     machine: str = "x86_64"
     compat: Optional[Compat] = None
+    in_place: bool = False
+    """The running task and its registers can be read without a helper."""
     """How system calls of 32-bit programs are told; their numbers mean other calls, and tracefs leaves them out too."""
     emit: Optional[Callable[[Frame, Body, str, str], None]] = None
     """Writes a lowered handler: the event's number as an operand, the label where it ends."""
@@ -120,6 +144,8 @@ class Task(NamedTuple):
     pair: str
     """Process << 32 | thread."""
     cpu: str
+    event_cpu: str = ""
+    """Where the event fired, if that is not the same."""
 
 
 def scratch_bytes(spec: Spec) -> int:
@@ -159,7 +185,8 @@ def capture_ir(spec: Spec) -> str:
         w.lookup("followed", key)
     task = Task(pair, cpu)
     if number is None:
-        frame = Frame(w, spec, spec.cases[0], task, "%ctx", w.number("event_id"))
+        base = _every_record(w, spec) if spec.context == EVERY_EXIT else "%ctx"
+        frame = Frame(w, spec, spec.cases[0], task, base, w.number("event_id"))
         _case(frame, w.number("event"), "0")
         return w.text()
 
@@ -194,7 +221,7 @@ def _return_ir(w: Writer, spec: Spec) -> str:
     for offset in range(0, UNREAD_BYTES, 8):
         w.store(8, w.load(8, kept, offset), record, offset)
     w.call("map_delete", w.reference("unread"), key)
-    task = Task(pair, w.call("get_smp_processor_id"))
+    task = Task(pair, w.call("get_smp_processor_id"), w.load(4, record, CPU_OFFSET))
 
     def one(case: Case, event: str, identity: str) -> None:
         if not case.late:
@@ -202,9 +229,11 @@ def _return_ir(w: Writer, spec: Spec) -> str:
             return
         frame = Frame(w, spec, case, task, record, identity)
         late = w.value(f"add i64 {event}, {spec.late_base}")
-        point = w.value(f"shl i64 {late}, {spec.bits}")
+        mask = _held(frame) if case.late_filters else "0"
+        point = w.value(f"or i64 {w.value(f'shl i64 {late}, {spec.bits}')}, {mask}")
         layout = case.late_layout
-        send(frame, layout, late, lambda space: fill_varying(frame, layout, space, point), "out")
+        fill = fill_varying if layout.varies else fill_fixed
+        send(frame, layout, late, lambda space: fill(frame, layout, space, point), "out")
 
     _each_case(w, spec, w.load(8, record), one)
     return w.text()
@@ -219,6 +248,9 @@ def _syscall_number(w: Writer, spec: Spec) -> str:
     """The number of the system call as an i64."""
     if spec.context == SYSCALL_ENTER:
         return w.load(8, "%ctx", 8)
+    if spec.in_place:
+        found = w.call("task_pt_regs", w.call("get_current_task_btf"))
+        return w.load(8, found, REGISTERS[spec.machine].number)
     room = w.local(8, "word")
     registers = w.load(8, "%ctx")
     place = w.value(f"add i64 {registers}, {REGISTERS[spec.machine].number}")
@@ -233,13 +265,21 @@ def _wanted(w: Writer, spec: Spec, number: str) -> str:
     entry = w.load(8, w.lookup("wanted", key))
     w.only_if(w.value(f"icmp ne i64 {entry}, 0"))
     if spec.compat is not None:
+        _not_compat(w, spec.compat, spec.in_place)
+    return entry
+
+
+def _not_compat(w: Writer, compat: Compat, in_place: bool) -> None:
+    """Goes to `out` for a system call of a 32-bit program."""
+    if in_place:
+        word = w.load(4, w.call("get_current_task_btf"), compat.offset)
+    else:
         room = w.local(8, "word")
         w.store(8, 0, room)
-        place = w.value(f"add i64 {w.call('get_current_task')}, {spec.compat.offset}")
+        place = w.value(f"add i64 {w.call('get_current_task')}, {compat.offset}")
         w.call("probe_read_kernel", room, 4, place)
-        bits = w.value(f"and i32 {w.load(4, room)}, {spec.compat.mask}")
-        w.only_if(w.value(f"icmp eq i32 {bits}, 0"))
-    return entry
+        word = w.load(4, room)
+    w.only_if(w.value(f"icmp eq i32 {w.value(f'and i32 {word}, {compat.mask}')}, 0"))
 
 
 def _case(frame: Frame, event: str, entry: str) -> None:
@@ -255,7 +295,8 @@ def _case(frame: Frame, event: str, entry: str) -> None:
     fill = fill_varying if case.layout.varies else fill_fixed
     sent = w.fresh("sent")
     if case.late:
-        w.store(8, 0, w.local(8, UNREAD))
+        undecided = w.value(f"lshr i64 {mask}, {spec.bits - 1}") if case.late_filters else "0"
+        w.store(8, undecided, w.local(8, UNREAD))
     send(frame, case.layout, event, lambda space: fill(frame, case.layout, space, point), sent)
     w.label(sent)
     if case.late:
@@ -263,6 +304,7 @@ def _case(frame: Frame, event: str, entry: str) -> None:
         key = w.local(4, "thread")
         w.store(4, w.narrowed(frame.task.pair, 4), key)
         w.store(8, entry, frame.base)
+        w.store(4, frame.task.cpu, frame.base, CPU_OFFSET)
         w.call("map_update", w.reference("unread"), key, frame.base, 0)
     w.goto("out")
 
@@ -299,6 +341,9 @@ class Frame:
         """The event's id, an i64."""
         self.searches = sum(searches(predicate) for case in spec.cases for predicate in case.filters)
         """In the filters of the whole program (see ktap.glob)."""
+        self.tentative = spec.context == SYSCALL_ENTER and case.late_filters
+        self.undecided: List[Tuple[str, str]] = []
+        """Labels for what a filter could not read, and where it goes on as if the comparison did not hold."""
 
     def expression(self, expression: demand.Expression) -> str:
         """An address or a length as an i64; 0 where there is no such value."""
@@ -341,13 +386,41 @@ def _syscall_record(w: Writer, spec: Spec, case: Case, number: str) -> str:
     return room
 
 
+def _every_record(w: Writer, spec: Spec) -> str:
+    """The record of raw_syscalls:sys_exit on the stack, but for its first 8 bytes."""
+    room = w.local(24, "record")
+    number = w.narrowed(_syscall_number(w, spec), 4)
+    w.store(8, w.widened(number, 4, True), room, 8)
+    w.store(8, w.load(8, "%ctx", 8), room, 16)
+    w.store(8, 0, room, 0)
+    return room
+
+
 def _filters(frame: Frame) -> str:
     """The bits of the filters that hold, as an i64; goes to `out` when no probe wants the event."""
+    w = frame.w
+    mask = _held(frame)
+    if not frame.case.always:
+        w.only_if(w.value(f"icmp ne i64 {mask}, 0"))
+    return mask
+
+
+def _held(frame: Frame) -> str:
+    """The bits of the filters that hold, and the highest one where some cannot be decided yet."""
     w, case = frame.w, frame.case
+    room = ""
+    if frame.tentative:  # not on the stack: the verifier would follow its values through all filters
+        room = w.at(text_area(frame), UNDECIDED_OFFSET)
+        w.store(8, 0, room)
     mask = "0"
     for index, predicate in enumerate(case.filters):
         yes, no, both = w.fresh("yes"), w.fresh("no"), w.fresh("both")
         lower(frame, predicate, yes, no)
+        while frame.undecided:
+            unread, otherwise = frame.undecided.pop()
+            w.label(unread)
+            w.store(8, 1 << frame.spec.bits - 1, room)
+            w.goto(otherwise)
         w.label(yes)
         held = w.value(f"or i64 {mask}, {1 << index}")
         w.goto(both)
@@ -355,6 +428,4 @@ def _filters(frame: Frame) -> str:
         w.goto(both)
         w.label(both)
         mask = w.value(f"phi i64 [ {held}, %{yes} ], [ {mask}, %{no} ]")
-    if not case.always:
-        w.only_if(w.value(f"icmp ne i64 {mask}, 0"))
-    return mask
+    return w.value(f"or i64 {mask}, {w.load(8, room)}") if room else mask

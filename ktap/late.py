@@ -22,6 +22,10 @@ class Places(NamedTuple):
     reads: Tuple[int, ...]
     late_pair: int
     late_reads: Tuple[int, ...]
+    tentative: int = 0
+    """The bit of a point whose filters could not all be decided, 0 where that cannot be."""
+    always: bool = True
+    """The record is wanted whatever the filters say."""
 
 
 class Late:
@@ -44,7 +48,7 @@ class Late:
             number = record[1] >> bits  # type: ignore[operator]  # the point is an integer
             places = events.get(number)
             if places is not None:
-                if None in [record[place] for place in places.reads]:
+                if record[1] & places.tentative or None in [record[place] for place in places.reads]:  # type: ignore[operator]
                     self._waiting[number, record[places.pair]] = self._taken + len(queue)
             elif number >= base and number - base in events:
                 self._put(number - base, record)
@@ -62,16 +66,28 @@ class Late:
         for place, source in zip(places.reads, places.late_reads):
             if values[place] is None:
                 values[place] = late[source]
-        self._queue[index] = tuple(values)
+        self._queue[index] = self._decided(places, number, late[1], tuple(values))
+
+    def _decided(self, places: Places, number: int, point: object, values: Values) -> Values:
+        """The record with the bits of the filters that hold after all; nothing when it is not wanted then."""
+        if not places.tentative:
+            return values
+        mask = point & (places.tentative - 1)  # type: ignore[operator]  # the point is an integer
+        if not mask and not places.always:
+            return ()
+        return (values[0], number << self._bits | mask, *values[2:])
 
     def _ready(self, horizon_ns: int) -> Tuple[List[Values], int]:
         queue = self._queue
         first = min(self._waiting.values(), default=self._taken + len(queue)) - self._taken
         while first < len(queue) and queue[first][0] + PATIENCE_NS <= horizon_ns:  # type: ignore[operator]
-            self._waiting = {key: index for key, index in self._waiting.items() if index != first + self._taken}
+            key = next(key for key, index in self._waiting.items() if index == first + self._taken)
+            del self._waiting[key]
+            record = queue[first]
+            queue[first] = self._decided(self._events[key[0]], key[0], record[1], record)
             first = min(self._waiting.values(), default=self._taken + len(queue)) - self._taken
         ready = [queue.popleft() for _ in range(first)]
         self._taken += first
         if queue:
             horizon_ns = min(horizon_ns, queue[0][0] - 1)  # type: ignore[operator]
-        return ready, horizon_ns
+        return [record for record in ready if record], horizon_ns

@@ -177,7 +177,7 @@ class LiveSource:
         return found
 
     def _go_live(self, events: Sequence[Captured]) -> None:
-        bits = max(len(event.wanted.filters) for event in events)
+        bits = max(len(event.wanted.filters) + event.case.late_filters for event in events)
         self._buffer = self._open_buffer(events)
         self._buffer.expect(layouts_of(events), bits)
         self._set_points(events, bits)
@@ -262,7 +262,7 @@ class LiveSource:
             for mask in range(1 << bits):
                 self._points.append((made, probes_of(event.wanted, mask)))
         self._points += [(point, ()) for point, _ in self._points]
-        late = {number: places_of(event) for number, event in enumerate(events) if event.case.late}
+        late = {number: places_of(event, bits) for number, event in enumerate(events) if event.case.late}
         self._late = Late(late, len(events), bits) if late else None
 
     # -- reading ----------------------------------------------------------------------------------
@@ -342,12 +342,13 @@ def layouts_of(events: Sequence[Captured]) -> List[Layout]:
     return [event.case.layout for event in events] + late
 
 
-def places_of(event: Captured) -> Places:
+def places_of(event: Captured, bits: int) -> Places:
     """Where records hold the thread and what may come late."""
     layout, late = event.case.layout, event.case.late_layout
     names = [f"{READ}{number}" for number, read in enumerate(event.case.reads) if read.space == USER]
     found = [[one.item(name) or 0 for name in ("pid_tgid", *names)] for one in (layout, late)]
-    return Places(found[0][0], tuple(found[0][1:]), found[1][0], tuple(found[1][1:]))
+    tentative = 1 << bits - 1 if event.case.late_filters else 0
+    return Places(found[0][0], tuple(found[0][1:]), found[1][0], tuple(found[1][1:]), tentative, event.case.always)
 
 
 def detach_s(events: int) -> int:

@@ -6,6 +6,7 @@ program and one record, and the filters that held are told by bits of the point'
 
 from __future__ import annotations
 
+from math import inf
 from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from ktap import demand
@@ -34,7 +35,7 @@ from ktap.event_format import INLINE, INTEGER, POINTER, EventFormat, Field
 from ktap.filling import record_bytes
 from ktap.layout import Slot, aligned, fixed, integer, variable
 from ktap.members import Member
-from ktap.predicate import Predicate
+from ktap.predicate import Predicate, looks_to, reads_process
 from vm.values import wrap
 
 MOST_FILTERS = 4
@@ -90,6 +91,16 @@ class Captured(NamedTuple):
     kind: Kind
 
 
+def reads_to(event: Captured) -> float:
+    """How far into the raw record an event's programs look."""
+    case = event.case
+    if case.reads or case.members or (case.format is not None and case.layout.item(RECORD) is not None):
+        return inf
+    ends = [place.offset + place.size_bytes for body in case.bodies for place in body.accesses]
+    ends += [slot.size_bytes for slot in case.layout.slots if slot.name == RECORD]
+    return max(0, *ends, *(looks_to(condition) for condition in case.filters), 0)
+
+
 def probes_of(wanted: Wanted, mask: int) -> Tuple[int, ...]:
     """The probes that want a record whose filters held as the bits of `mask` say."""
     pairs = zip(wanted.probes, wanted.filter_of)
@@ -115,7 +126,9 @@ def reads_record(wanted: Demand) -> bool:
 
 def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
     """The slots of a wanted event, its case and its kind; `symbols` are the addresses that its reads name."""
-    late = wanted.context == SYSCALL_ENTER and any(read.space != demand.KERNEL for read in wanted.demand.reads)
+    at_entry = wanted.context == SYSCALL_ENTER and bool(wanted.probes)
+    late_filters = at_entry and any(reads_process(condition) for condition in wanted.filters)
+    late = late_filters or (at_entry and any(read.space != demand.KERNEL for read in wanted.demand.reads))
     slots: List[Slot] = context_slots(wanted.demand, late)
     reads: List[demand.Read] = []
     placed: List[demand.Read] = []
@@ -151,7 +164,8 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
         bodies=wanted.bodies,
         sends=bool(wanted.probes),
         sent_filters=_bits(wanted.filter_of),
-        late=late and bool(wanted.probes),
+        late=late,
+        late_filters=late_filters,
     )
     kind = Kind(
         wanted.name,

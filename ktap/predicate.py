@@ -7,16 +7,19 @@ name is the event's field first, then one of CONTEXT.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple, Optional, Sequence, Tuple, Union
 
 from compiler import filter as syntax
 from ktap.event_format import DATA_LOC, INLINE, INTEGER, POINTER, REL_LOC, TEXT, EventFormat, Field
-from ktap.glob import MOST_TEXT_BYTES, Text, equal, glob_match, name_length, parse_glob
+from ktap.glob import MOST_TEXT_BYTES, TEXT_VALUE_BYTES, Text, equal, glob_match, name_length, parse_glob
 
 if TYPE_CHECKING:
     from ktap.capture import Frame
 
 LONGEST_WORD = 255
+UNDECIDED_OFFSET = TEXT_VALUE_BYTES - 16
+"""In a value of the map `text`: whether a filter could not be decided."""
 USER, KERNEL = "user", "kernel"
 
 CONTEXT = {"pid": 4, "tid": 4, "uid": 4, "cpu": 4, "execname": 16}
@@ -170,6 +173,18 @@ def _field_subject(field: Field, event: Subject, tree: syntax.Compare, user: boo
 # -- lowering -------------------------------------------------------------------------------------
 
 
+def looks_to(condition: Predicate) -> float:
+    """How far into the record a condition looks, in bytes."""
+    if isinstance(condition, Test):
+        subject = condition.subject
+        if isinstance(subject, Running):
+            return 0
+        return subject.offset + subject.size_bytes if isinstance(subject, IntegerAt) else inf
+    if isinstance(condition, Negated):
+        return looks_to(condition.inner)
+    return max(looks_to(part) for part in condition.parts)
+
+
 def needs_text(what: Predicate) -> bool:
     """Whether it reads strings into the map `text`."""
     if isinstance(what, Negated):
@@ -177,6 +192,15 @@ def needs_text(what: Predicate) -> bool:
     if isinstance(what, (All, Some)):
         return any(needs_text(part) for part in what.parts)
     return what.operator == "~" or (isinstance(what.subject, TextAt) and what.subject.place != INLINE)
+
+
+def reads_process(what: Predicate) -> bool:
+    """Whether it looks at memory of the process, which may not be in RAM when a system call is entered."""
+    if isinstance(what, Negated):
+        return reads_process(what.inner)
+    if isinstance(what, (All, Some)):
+        return any(reads_process(part) for part in what.parts)
+    return isinstance(what.subject, TextAt) and what.subject.space == USER
 
 
 def searches(what: Predicate) -> int:
@@ -229,7 +253,7 @@ def _running(frame: Frame, name: str) -> str:
     """A number of CONTEXT as an i32."""
     w = frame.w
     if name == "cpu":
-        return frame.task.cpu
+        return frame.task.event_cpu or frame.task.cpu
     if name == "uid":
         return w.value(f"trunc i64 {w.call('get_current_uid_gid')} to i32")
     pair = frame.task.pair
@@ -252,7 +276,7 @@ def _lower_text(frame: Frame, test: Test, value: bytes, yes: str, no: str) -> No
         w.branch(equal(w, Text(room, 0, 16), value), yes, no)
         return
     if isinstance(subject, Running):
-        area = _area(frame)
+        area = text_area(frame)
         w.call("get_current_comm", area, 16)
         length = name_length(w, area)
         assert pattern is not None
@@ -288,13 +312,17 @@ def _read_text(frame: Frame, subject: TextAt, most: int, otherwise: str) -> Tupl
             if subject.place == REL_LOC:
                 start = w.value(f"add i64 {start}, {subject.offset + 4}")
         address = w.value(f"add i64 {w.value(f'ptrtoint ptr {frame.base} to i64')}, {start}")
-    area = _area(frame)
+    area = text_area(frame)
     result = w.call(f"probe_read_{space}_str", area, most, address)
-    w.only_if(w.value(f"icmp sgt i64 {result}, 0"), otherwise)
+    unread = otherwise
+    if space == USER and frame.tentative:
+        unread = w.fresh("unread")
+        frame.undecided.append((unread, otherwise))
+    w.only_if(w.value(f"icmp sgt i64 {result}, 0"), unread)
     return area, w.value(f"sub i64 {result}, 1")
 
 
-def _area(frame: Frame) -> str:
+def text_area(frame: Frame) -> str:
     """This processor's value of the map `text`."""
     key = frame.w.local(4, "key")
     frame.w.store(4, frame.task.cpu, key)

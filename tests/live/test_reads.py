@@ -336,3 +336,26 @@ def test_addresses_of_sockets(event: str) -> None:
     trace_end {{ print(n["127.0.0.1", "127.0.0.1"] > 1) }}
     """
     assert trace(script, python(CONNECTS)).lines == ["true"]
+
+
+@pytest.mark.parametrize("buffer", TRANSPORTS)
+def test_filters_on_what_is_not_in_ram_are_decided_when_the_call_returns(buffer: str) -> None:
+    script = """
+    trace syscalls:sys_enter_openat /filename == "/no/such/file"/ { n["is"] += 1 }
+    trace syscalls:sys_enter_openat /filename ~ "/no*" && cpu < 4096/ { n["like " .. user_string(arg2)] += 1 }
+    trace syscalls:sys_enter_openat /filename == "/no/such/fil"/ { n["never"] += 1 }
+    trace syscalls:sys_exit_openat /ret == -2/ { n["failed"] += 1 }
+    trace_end { for (k, v in sort_pairs(n)) { print(k, v) } }
+    """
+    lines = trace(script, python(NOT_IN_RAM), buffer=buffer).lines
+    assert lines[1:] == ["is\t3", "like /no/such/file\t3"]
+
+
+def test_a_tentative_record_is_dropped_when_its_filter_does_not_hold() -> None:
+    late = Late({0: Places(3, (), 3, (), 4, False)}, base=1, bits=3)
+    entry, given_up = (10, 4, 0, 7), (11, 4, 0, 8)
+    assert late.complete([entry, (12, 5 << 3, 0)], 20) == ([], 9)
+    assert late.complete([(21, 1 << 3 | 2, 0, 7)], 30) == ([(10, 2, 0, 7), (12, 5 << 3, 0)], 30)
+    assert late.complete([(31, 4, 0, 7), (32, 1 << 3, 0, 7)], 40) == ([], 40)
+    assert late.complete([(*given_up,)], 50) == ([], 10)
+    assert late.complete([], 20_000_100) == ([], 20_000_100)
