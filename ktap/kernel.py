@@ -249,6 +249,31 @@ def instruction_set() -> str:
 
 
 @cache
+def has_dynptr() -> bool:
+    """Whether space of any size can be reserved in a ring (bpf_ringbuf_reserve_dynptr, Linux 5.19)."""
+    reserve_dynptr, discard_dynptr, stack_pointer = 198, 200, 10
+    ring = create_map(RINGBUF, "ktap_try", 0, 0, os.sysconf("SC_PAGESIZE"))
+    pointer = struct.pack("<BBhi", 0xBF, 4 | stack_pointer << 4, 0, 0) + struct.pack("<BBhi", 0x07, 4, 0, -16)
+    again = struct.pack("<BBhi", 0xBF, 1 | stack_pointer << 4, 0, 0) + struct.pack("<BBhi", 0x07, 1, 0, -16)
+    code = [
+        struct.pack("<BBhi", 0x18, 1 | 1 << 4, 0, ring) + bytes(8),
+        struct.pack("<BBhi", 0xB7, 2, 0, 8),
+        struct.pack("<BBhi", 0xB7, 3, 0, 0),
+        pointer,
+        struct.pack("<BBhi", 0x85, 0, 0, reserve_dynptr),
+        again,
+        struct.pack("<BBhi", 0xB7, 2, 0, 0),
+        struct.pack("<BBhi", 0x85, 0, 0, discard_dynptr),
+        struct.pack("<BBhi", 0xB7, 0, 0, 0),
+        EXIT,
+    ]
+    try:
+        return loads(RAW_TRACEPOINT, b"".join(code))
+    finally:
+        os.close(ring)
+
+
+@cache
 def reaches(variable: int) -> bool:
     """Whether programs may refer to a per-CPU variable of the kernel, by its id in BTF."""
     pseudo_btf_id = 3
@@ -383,6 +408,12 @@ def compat() -> Optional[Compat]:
         major, minor = (int(part) for part in re.findall(r"\d+", platform.release())[:2])
         return Compat(16 if (major, minor) >= (5, 11) else 8, 2)
     return Compat(0, 1 << 22) if machine == "aarch64" else None
+
+
+@cache
+def reads_in_place() -> bool:
+    """Whether programs may follow a pointer of the kernel whose type it knows, without a helper: it has BTF."""
+    return instruction_set() == "v4" and os.path.exists("/sys/kernel/btf/vmlinux")
 
 
 @cache

@@ -11,6 +11,7 @@ more of them without end.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import struct
@@ -47,6 +48,9 @@ LONGEST_SLEEP_NS = 8_000_000
 """Between two looks at the buffer: short while events come, long while none do."""
 BUSY_RECORDS = 2_000
 """So many at once: look again without sleeping."""
+
+MOST_CAPTURED_BYTES = 60_000
+"""Of one event: a perf record's size is a 16-bit number."""
 
 Say = Callable[[str], None]
 """Tells the user something that is no error."""
@@ -134,6 +138,13 @@ class LiveSource:
             self._check(probes)
         symbols = self._symbols(demands)
         events = [captured(event, symbols) for event in found]
+        for event in events:
+            if event.case.layout.most_bytes > MOST_CAPTURED_BYTES:
+                message = (
+                    f"`{event.wanted.label}`: its handlers read more than {MOST_CAPTURED_BYTES} bytes of one event"
+                )
+                hint = "give lengths, as in user_string(arg1, 200)"
+                raise Refusal([Diagnostic(self._program.source_name, None, message, hint)], self._program.source)
         if events:
             try:
                 self._go_live(events)
@@ -226,7 +237,12 @@ class LiveSource:
 
     def _open_buffer(self, events: Sequence[Captured]) -> Buffer:
         choice = self._options.buffer
-        if choice != "perf":
+        varies = any(layout.varies for layout in layouts_of(events))
+        if choice == "ring" and varies and not kernel.has_dynptr():
+            raise OSError(
+                errno.EOPNOTSUPP, "strings and stacks go through the ring from Linux 5.19 on; use --buffer perf"
+            )
+        if choice != "perf" and not (varies and not kernel.has_dynptr()):
             from ktap.ring_buffer import RingBuffer
 
             try:
