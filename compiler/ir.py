@@ -8,6 +8,7 @@ Source of the helpers' numbers and arguments: linux/bpf.h, bpf-helpers(7).
 
 from __future__ import annotations
 
+import re
 from typing import Callable, List, NamedTuple, Set, Tuple
 
 
@@ -32,6 +33,8 @@ HELPERS = {
     "get_current_task": Helper(35, "i64"),
     "get_stack": Helper(67, "i64", ("ptr", "ptr", "i32", "i64")),
     "get_current_cgroup_id": Helper(80, "i64"),
+    "get_current_task_btf": Helper(158, "ptr"),
+    "task_pt_regs": Helper(175, "ptr", ("ptr",)),
     "probe_read_user": Helper(112, "i64", ("ptr", "i32", "i64")),
     "probe_read_kernel": Helper(113, "i64", ("ptr", "i32", "i64")),
     "probe_read_user_str": Helper(114, "i64", ("ptr", "i32", "i64")),
@@ -45,6 +48,9 @@ HELPERS = {
     "dynptr_write": Helper(202, "i64", ("ptr", "i32", "ptr", "i32", "i64")),
 }
 
+PURE = frozenset({"get_smp_processor_id", "get_current_pid_tgid", "get_current_task", "get_current_task_btf"})
+"""Helpers whose call is left out where nothing uses the result: the back end takes every call for one that matters."""
+
 BITS = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
 """Integer types by size in bytes."""
 
@@ -56,6 +62,8 @@ class Writer:
         self._stack: List[str] = []
         self._lines: List[str] = []
         self._globals: Set[str] = set()
+        self._pure: List[str] = []
+        """Results of PURE helpers."""
         self._count = 0
 
     def fresh(self, prefix: str = "v") -> str:
@@ -109,6 +117,12 @@ class Writer:
             self._stack.append(line)
         return room
 
+    def index(self, number: int) -> str:
+        """The key of an entry of an array, for a lookup that follows at once."""
+        room = self.local(4, "index")
+        self.store(4, number, room)
+        return room
+
     def at(self, base: str, offset: int | str) -> str:
         """The address `offset` bytes (a number or an i64) behind a pointer."""
         return base if offset == 0 else self.value(f"getelementptr i8, ptr {base}, i64 {offset}")
@@ -143,7 +157,10 @@ class Writer:
         if row.result == "void":
             self.do(text)
             return ""
-        return self.value(text)
+        result = self.value(text)
+        if helper in PURE:
+            self._pure.append(result)
+        return result
 
     def lookup(self, map_name: str, key: str, otherwise: str = "out") -> str:
         """The value under the key that a pointer points at; goes to `otherwise` where there is none."""
@@ -164,6 +181,15 @@ class Writer:
 
     def text(self) -> str:
         """The whole module, without the target's header."""
+        for result in self._pure:
+            self._drop_unused(result)
         references = "".join(f"@{name} = external global i8\n" for name in sorted(self._globals))
         body = "\n".join(["entry:", *self._stack, "  br label %start", "start:", *self._lines])
         return f'{references}define i32 @program(ptr %ctx) section "tracing" {{\n{body}\nout:\n  ret i32 0\n}}\n'
+
+    def _drop_unused(self, result: str) -> None:
+        """Take out the line that makes a value that no other line names."""
+        named = re.compile(rf"{result}\b")
+        lines = [line for line in self._lines if result in line and named.search(line)]
+        if len(lines) == 1:
+            self._lines.remove(lines[0])

@@ -17,6 +17,8 @@ from ktap import kernel
 from ktap.capture import (
     PROFILE,
     RAW,
+    RAW_SYSCALLS,
+    REGISTERS,
     RETURN,
     SYSCALL_ENTER,
     SYSCALL_EXIT,
@@ -32,7 +34,7 @@ from ktap.captured import IN_INTERRUPT
 from ktap.code_cache import compiled
 from ktap.filling import PREEMPT_COUNT
 from ktap.glob import TEXT_VALUE_BYTES
-from ktap.plan import Captured, is_plain
+from ktap.plan import Captured, is_plain, reads_to
 from ktap.predicate import needs_text
 from ktap.transport import Buffer
 
@@ -151,6 +153,7 @@ class Attachment:
             options.cpu,
             options.machine,
             kernel.compat() if context in (SYSCALL_ENTER, SYSCALL_EXIT) else None,
+            kernel.reads_in_place(),
             late_base=options.late_base,
         )
         lowering = options.lowering
@@ -201,14 +204,18 @@ class Attachment:
         self._events.append(kernel.attach_raw_tracepoint(fd, name))
 
     def _raw(self, number: int, event: Captured) -> None:
-        fd = self._program(kernel.RAW_TRACEPOINT, RAW, event.wanted.name, (event.case,), _numbers(number, event))
+        self._raw_program(RAW, number, event)
+
+    def _raw_program(self, context: str, number: int, event: Captured) -> None:
+        fd = self._program(kernel.RAW_TRACEPOINT, context, event.wanted.name, (event.case,), _numbers(number, event))
         self._hang(lambda: kernel.attach_raw_tracepoint(fd, event.wanted.name))
 
     def _tracepoint(self, number: int, event: Captured) -> None:
-        """Where nothing looks at the record, as a raw tracepoint if there is one of that name."""
-        if is_plain(event.wanted):
+        """As a raw tracepoint if there is one of that name, where nothing looks at the record or it can be made."""
+        context = raw_context(event, self._options.machine)
+        if context is not None:
             try:
-                self._raw(number, event)
+                self._raw_program(context, number, event)
                 return
             except OSError as error:
                 if error.errno not in REFUSALS:
@@ -245,6 +252,14 @@ PLACES: Dict[str, Callable[[Attachment, int, Captured], None]] = {
     PROFILE: Attachment._profile,
 }
 """How events other than system calls are attached."""
+
+
+def raw_context(event: Captured, machine: str) -> Optional[str]:
+    """What a raw tracepoint in place of a tracepoint's event is to programs, None where they need the event itself."""
+    if is_plain(event.wanted):
+        return RAW
+    made = RAW_SYSCALLS.get(event.wanted.label) if machine in REGISTERS else None
+    return made.context if made is not None and reads_to(event) <= made.end else None
 
 
 def _numbers(number: int, event: Captured) -> Values:
