@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 import pytest
-from corpus import Case, all_cases, read_case
+from corpus import Case, Fired, all_cases, fired, read_case
 from synthetic import KERNEL_RELEASE, SyntheticSource
 
 from compiler.compile import compile_source
@@ -199,3 +199,20 @@ def test_names_are_facts() -> None:
     assert len(CASES) == len({case.id for case in CASES})
     for case in CASES:
         assert re.fullmatch(r"[a-z_]+/[a-z0-9_]+", case.id), case.id
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"), [("print(1)", "nothing is expected"), ("print(1) #> 1\n#: quickly", "no option 'quickly'")]
+)
+def test_a_case_that_is_none(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "case.kp"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=complaint):
+        read_case(path)
+
+
+def test_events_of_cases() -> None:
+    assert fired("test:event +5 a=-1 'text=a b' path=/x=y") == Fired(
+        "test:event", {"a": "-1", "text": "a b", "path": "/x=y"}, 5
+    )
+    assert fired("test:event").after_ns == 1000
