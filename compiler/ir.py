@@ -51,6 +51,9 @@ HELPERS = {
 PURE = frozenset({"get_smp_processor_id", "get_current_pid_tgid", "get_current_task", "get_current_task_btf"})
 """Helpers whose call is left out where nothing uses the result: the back end takes every call for one that matters."""
 
+MARK = 0x6B746170
+"""The number of a helper that there is not: its call marks a place where a loop may end (see `compiler.bpf`)."""
+
 BITS = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
 """Integer types by size in bytes."""
 
@@ -93,6 +96,13 @@ class Writer:
         """End the block with a choice by an i1."""
         self.do(f"br i1 {condition}, label %{yes}, label %{no}")
 
+    def may_go(self, label: str) -> None:
+        """Go to a label once the kernel finds that the program has looped for too long (see `compiler.bpf.MARK`)."""
+        following = self.fresh("l")
+        mark = self.value(f"call i64 inttoptr (i64 {MARK} to ptr)()")
+        self.branch(self.value(f"icmp eq i64 {mark}, 0"), label, following)
+        self.label(following)
+
     def only_if(self, condition: str, otherwise: str = "out") -> None:
         """Go on where the condition holds, else at a label."""
         following = self.fresh("l")
@@ -127,7 +137,7 @@ class Writer:
         """The address `offset` bytes (a number or an i64) behind a pointer."""
         return base if offset == 0 else self.value(f"getelementptr i8, ptr {base}, i64 {offset}")
 
-    def load(self, size_bytes: int, base: str, offset: int = 0) -> str:
+    def load(self, size_bytes: int, base: str, offset: int | str = 0) -> str:
         """An integer of 1, 2, 4 or 8 bytes, of its own type."""
         return self.value(f"load {BITS[size_bytes]}, ptr {self.at(base, offset)}, align {size_bytes}")
 

@@ -32,7 +32,7 @@ from ktap.capture import (
 )
 from ktap.captured import IN_INTERRUPT
 from ktap.code_cache import compiled
-from ktap.filling import PREEMPT_COUNT
+from ktap.filling import PREEMPT_COUNT, PREEMPT_OFFSET
 from ktap.glob import TEXT_VALUE_BYTES
 from ktap.plan import Captured, is_plain, reads_to
 from ktap.predicate import needs_text
@@ -78,8 +78,8 @@ class Options(NamedTuple):
     machine: str
     event_id: Callable[[str], int]
     """The id of a tracepoint (`sched:sched_switch`)."""
-    preempt_count: Callable[[], Optional[int]]
-    """The id of the kernel's per-CPU preemption count in its BTF."""
+    preempt_count: Callable[[], Optional[Tuple[int, int]]]
+    """The per-CPU variable that has the kernel's preemption count: its id in BTF, and the offset in it."""
     lowering: Optional[Lowering] = None
     late_base: int = 0
     """What is added to an event's number for what its system call's return sends."""
@@ -169,9 +169,9 @@ class Attachment:
             values["room"] = MapFd(self._map(kernel.PERCPU_ARRAY, "ktap_room", lowering.room_bytes, 1))
         values.update((name, MapFd(fd)) for name, fd in self._buffer.maps)
         if any(case.layout.item(IN_INTERRUPT) for case in cases):
-            variable = self._options.preempt_count()
-            if variable is not None:
-                values[PREEMPT_COUNT] = KernelVariable(variable)
+            found = self._options.preempt_count()
+            if found is not None:
+                values[PREEMPT_COUNT], values[PREEMPT_OFFSET] = KernelVariable(found[0]), found[1]
         if options.followed is not None:
             values["followed"] = MapFd(options.followed)
         size = scratch_bytes(spec)

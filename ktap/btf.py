@@ -16,6 +16,7 @@ from functools import cache
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from vm.c_types import Array, Float, Function, Integer, Member, Named, Pointer, Structure, Type, Void
+from vm.cdata import find_member
 
 PATH = "/sys/kernel/btf/vmlinux"
 MAGIC = 0xEB9F
@@ -87,6 +88,15 @@ class Btf:
         if self._enumerators is None:
             self._enumerators = self._read_enumerators()
         return self._enumerators.get(self._strings.find(b"\0" + name.encode() + b"\0") + 1)
+
+    def preempt_count(self) -> Optional[Tuple[int, int]]:
+        """The per-CPU variable that has the preemption count, and its offset there: Linux 6.2 to 6.14 keep it in `pcpu_hot`."""
+        plain, hot = self.variable("__preempt_count"), self.variable("pcpu_hot")
+        if plain is not None or hot is None:
+            return None if plain is None else (plain, 0)
+        structure = self.find("struct pcpu_hot")
+        found = find_member(structure, "preempt_count") if isinstance(structure, Structure) else None
+        return None if found is None else (hot, found[0] // 8)
 
     # -- reading ----------------------------------------------------------------------------------
 

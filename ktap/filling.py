@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from ktap.capture import Frame
 
 USER_STACK_FLAG = 256
-PREEMPT_COUNT = "preempt_count"
-"""Reference: the kernel's per-CPU variable of that meaning."""
+PREEMPT_COUNT, PREEMPT_OFFSET = "preempt_count", "preempt_offset"
+"""References: the kernel's per-CPU variable that has its preemption count, and where in it that lies."""
 INTERRUPT_BITS = 0x00FFFF00
 UNREAD = "unread"
 """Name of the room on the stack that says whether memory could not be read."""
@@ -184,7 +184,7 @@ def _from(helper: str) -> Callable[[Frame, Slot, str, int], None]:
 def _fill_interrupt(frame: Frame, slot: Slot, space: str, offset: int) -> None:
     """The bits of the preemption count that are set in interrupts (linux/preempt.h)."""
     w = frame.w
-    count = w.load(4, w.call("this_cpu_ptr", w.reference(PREEMPT_COUNT)))
+    count = w.load(4, w.call("this_cpu_ptr", w.reference(PREEMPT_COUNT)), w.number(PREEMPT_OFFSET))
     w.store(4, w.value(f"and i32 {count}, {INTERRUPT_BITS}"), space, offset)
 
 

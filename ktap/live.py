@@ -108,6 +108,10 @@ class LiveSource:
         self._say = say
         self._points: List[Tuple[Event, Tuple[Union[int, Action], ...]]] = []
         self._labels: List[str] = []
+        self.events: List[Captured] = []
+        """What is attached, by number."""
+        self.bits = 0
+        """How many low bits of a point tell of filters."""
         self._order = Order()
         self._late: Optional[Late] = None
         self._sleep_ns = SHORTEST_SLEEP_NS
@@ -189,6 +193,7 @@ class LiveSource:
 
     def _go_live(self, events: Sequence[Captured]) -> None:
         bits = max(len(event.wanted.filters) + event.case.late_filters for event in events)
+        self.events, self.bits = list(events), bits
         self._buffer = self._open_buffer(events)
         self._buffer.expect(layouts_of(events), bits)
         self._set_points(events, bits)
@@ -229,11 +234,11 @@ class LiveSource:
         group, _, name = label.partition(":")
         return self._kernel.tracefs().format(TracepointName(group, name)).id
 
-    def _preempt_count(self) -> Optional[int]:
-        """The id of the kernel's preemption count, None where programs cannot reach it."""
+    def _preempt_count(self) -> Optional[Tuple[int, int]]:
+        """The variable that has the kernel's preemption count and the offset in it; None where programs cannot reach it."""
         types = self._kernel.types()
-        found = None if types is None else types.variable("__preempt_count")
-        return found if found is not None and kernel.reaches(found) else None
+        found = None if types is None else types.preempt_count()
+        return found if found is not None and kernel.reaches(found[0]) else None
 
     def _open_buffer(self, events: Sequence[Captured]) -> Buffer:
         choice = self._options.buffer

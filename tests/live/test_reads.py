@@ -370,3 +370,16 @@ def test_a_tentative_record_is_dropped_when_its_filter_does_not_hold() -> None:
     assert late.complete([(31, 4, 0, 7), (32, 1 << 3, 0, 7)], 40) == ([], 40)
     assert late.complete([(*given_up,)], 50) == ([], 10)
     assert late.complete([], 20_000_100) == ([], 20_000_100)
+
+
+def test_events_in_interrupts() -> None:
+    script = """
+    trace syscalls:sys_enter_getppid { n["call", tostring(in_interrupt())] += 1 }
+    trace irq:irq_handler_entry, irq_vectors:local_timer_entry { n["interrupt", tostring(in_interrupt())] += 1 }
+    trace_end { for (a, b, v in sort_pairs(n)) { print(a, b) } }
+    """
+    traced = trace(script, python("import os, time; os.getppid(); time.sleep(0.3)"), everyone=True)
+    if any("in_interrupt is nil" in notice for notice in traced.notices):
+        pytest.skip("this kernel does not tell where its preemption count is")
+    assert "call\tfalse" in traced.lines
+    assert "interrupt\tfalse" not in traced.lines
