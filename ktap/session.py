@@ -13,7 +13,7 @@ from ktap.child import Child
 from ktap.cli import describe, failure_text, tell
 from ktap.options import Options, refuse
 from vm import arguments
-from vm.c_types import Type
+from vm.c_types import Type, Types
 from vm.event import Loss, Source
 from vm.fault import Exit
 from vm.host import Host
@@ -135,8 +135,13 @@ def start(program: Program, limits: Limits, options: Options) -> tuple[Output, M
         output: Output = StampedOutput(descriptor, name, limits.output_bytes, stamp)
     else:
         output = Output(descriptor, name, limits.output_bytes)
-    settings = MachineOptions(limits, script_arguments(options), options.unsafe, KernelTypes())
-    machines.append(Machine(program, output, host_of(options), settings))
+    try:
+        host, types = surroundings(options)
+    except BaseException:
+        output.close()
+        raise
+    settings = MachineOptions(limits, script_arguments(options), options.unsafe, types)
+    machines.append(Machine(program, output, host, settings))
     return output, machines[0]
 
 
@@ -154,11 +159,24 @@ class KernelTypes:
         return None if types is None else types.find(name)
 
 
-def host_of(options: Options) -> Host:
-    """What answers a script's questions about the machine."""
-    from vm.local_host import LocalHost
+def surroundings(options: Options) -> tuple[Host, Types]:
+    """What answers a script's questions about the machine, and the C types it can use. Raises Refusal."""
+    if options.replay is not None:
+        from ktap.replay import Recording, ReplayHost, ReplayTypes
 
-    return LocalHost()
+        recording = Recording(options.replay)
+        return ReplayHost(recording), ReplayTypes(recording)
+    from ktap.live_host import LiveHost
+
+    if options.record is None:
+        return LiveHost(), KernelTypes()
+    from ktap.recording import Recorder, RecordingHost
+
+    try:
+        recorder = Recorder(options.record, notice)
+    except OSError as error:
+        raise refuse(f"cannot write {describe(error)}") from None
+    return RecordingHost(LiveHost(), recorder), recorder.typed(KernelTypes())
 
 
 def trace(machine: Machine, output: Output, child: Optional[Child], options: Options) -> int:
@@ -174,14 +192,20 @@ def trace(machine: Machine, output: Output, child: Optional[Child], options: Opt
     def begin() -> None:
         if options.verbose:
             notice(f"probes are live after {(time.monotonic_ns() - started_ns) // 1_000_000} ms")
-        if not options.quiet:
+        if not options.quiet and options.replay is None:
             tell("Tracing... Hit Ctrl-C to end.")
         if child is not None:
             child.start()
 
-    source = source_of(machine, child, options) if asks_for_events(machine.program) else None
+    sourced = options.replay is not None or asks_for_events(machine.program)
+    source = source_of(machine, child, options) if sourced else None
     ended = child.ended if child is not None else None
     run = Run(machine, source, RunOptions(options.duration_ns, options.replay is None, begin, ended), report)
+    if options.record is not None and source is not None:
+        from ktap.recording import RecordingSource
+
+        assert isinstance(source, RecordingSource)
+        source.ended_ns = lambda: run.ended_ns
     end_on_signals(run, output)
     if options.dry_run:
         return dry_run(run, source)
@@ -208,9 +232,14 @@ def asks_for_events(program: Program) -> bool:
 
 def source_of(machine: Machine, child: Optional[Child], options: Options) -> Source:
     """Where events come from. Raises Refusal."""
-    from ktap.sources import live_source
+    from ktap import sources
 
-    return live_source(machine, options, None if child is None else child.pid, notice)
+    if options.replay is not None:
+        return sources.replay_source(machine, options, notice)
+    pid = None if child is None else child.pid
+    if options.record is not None:
+        return sources.recording_source(machine, options, pid, notice)
+    return sources.live_source(machine, options, pid, notice)
 
 
 def notice(text: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Callable, Optional, Sequence, cast
 
 from ktap import live, tracefs
 from ktap.btf import kernel_types
+from ktap.demand import Demand
 from ktap.event_format import EventFormat
 from ktap.options import Options
 from ktap.print_format import Formatter, event_text
@@ -18,20 +19,71 @@ from vm.values import Table
 
 if TYPE_CHECKING:
     from ktap.lowered import Lowering
+    from ktap.pointer_format import KernelNames
+    from ktap.recording import RecordingSource
+    from ktap.replay import ReplaySource
     from vm.declaration import Declarations
     from vm.library.builtin import Machine as LibraryMachine
 
 
 def live_source(
-    machine: Machine, options: Options, child: Optional[int], say: Callable[[str], None]
+    machine: Machine, options: Options, child: Optional[int], say: Callable[[str], None], also: Optional[Demand] = None
 ) -> live.LiveSource:
-    """This machine. `child` is the process of the command that is traced. Raises Refusal."""
+    """This machine. `child` is the process of the command that is traced, `also` what a recording wants captured.
+
+    Raises Refusal.
+    """
     pids = tuple(pid for pid in (options.pid, child) if pid is not None)
-    settings = live.Options(options.buffer, options.buffer_bytes, pids, options.cpu, machine.limits.event_string_bytes)
-    names = LiveNames(lambda: tracefs.find().root)
+    settings = live.Options(
+        options.buffer, options.buffer_bytes, pids, options.cpu, machine.limits.event_string_bytes, also or Demand()
+    )
+    names = live_names()
 
     def format_text(event: EventFormat) -> Formatter:
         return event_text(event, names, os.uname().release).show
+
+    host = machine.host
+    helpers = live.Helpers(format_text, tables_of(machine), host.kernel_address, host.kernel_symbol, types_of(machine))
+    kernel = Kernel(tracefs.find, os.uname().machine, kernel_types)
+    lowering = None if options.record is not None else lowering_of(machine, options)
+    return live.LiveSource(machine.program, settings, helpers, kernel, say, lowering)
+
+
+def recording_source(
+    machine: Machine, options: Options, child: Optional[int], say: Callable[[str], None]
+) -> RecordingSource:
+    """This machine, what happens being kept in a file. Raises Refusal."""
+    from ktap.recording import RecordingHost, RecordingSource, everything
+
+    host = machine.host
+    assert isinstance(host, RecordingHost)
+    source = live_source(machine, options, child, say, everything(kernel_types() is not None))
+
+    def format_source(event: EventFormat) -> str:
+        return tracefs.find().format_source(tracefs.TracepointName(event.group, event.name))
+
+    return RecordingSource(source, host, live_names(), format_source)
+
+
+def replay_source(machine: Machine, options: Options, say: Callable[[str], None]) -> ReplaySource:
+    """A recording. Raises Refusal."""
+    from ktap.replay import ReplayHost, ReplaySource
+    from ktap.replay_probes import ReplayProbes
+
+    host = machine.host
+    assert isinstance(host, ReplayHost)
+    string_bytes = machine.limits.event_string_bytes
+    probes = ReplayProbes(machine.program, host.recording, string_bytes, types_of(machine), say)
+    return ReplaySource(host.recording, host, probes, tables_of(machine), options.cpu, say)
+
+
+def live_names() -> KernelNames:
+    """What the text of live events asks of the kernel."""
+    return LiveNames(lambda: tracefs.find().root)
+
+
+def tables_of(machine: Machine) -> Callable[[Sequence[int]], object]:
+    """Makes a table of the script's of the integers of an array."""
 
     def table(values: Sequence[int]) -> Table:
         made = Table(machine.account)
@@ -39,12 +91,12 @@ def live_source(
             made.put(place, value)
         return made
 
-    def types() -> Declarations:
-        return declarations(cast("LibraryMachine", machine))
+    return table
 
-    helpers = live.Helpers(format_text, table, machine.host.kernel_address, machine.host.kernel_symbol, types)
-    kernel = Kernel(tracefs.find, os.uname().machine, kernel_types)
-    return live.LiveSource(machine.program, settings, helpers, kernel, say, lowering_of(machine, options))
+
+def types_of(machine: Machine) -> Callable[[], Declarations]:
+    """The C types the script knows, its own and the kernel's."""
+    return lambda: declarations(cast("LibraryMachine", machine))
 
 
 def lowering_of(machine: Machine, options: Options) -> Optional[Lowering]:

@@ -71,8 +71,11 @@ class Tracefs:
 
     def format(self, event: TracepointName) -> EventFormat:
         """The parsed `format` file of a tracepoint. Raises Refusal (status 3) where it cannot be read."""
-        text = self._read(f"events/{event.group}/{event.name}/format").decode()
-        return parse_format(event.group, text)
+        return parse_format(event.group, self.format_source(event))
+
+    def format_source(self, event: TracepointName) -> str:
+        """The text of that file. Raises Refusal (status 3)."""
+        return self._read(f"events/{event.group}/{event.name}/format").decode()
 
     def unknown(self, pattern: str) -> tuple[str, Optional[str]]:
         """Message and hint for an event that matches no tracepoint."""

@@ -106,6 +106,8 @@ class Run:
         self.going = True
         """False after exit() or a fault."""
         self.stopping = False
+        self.ended_ns: Optional[int] = None
+        """When tracing was ended or will be; None where it goes on until it ends by itself."""
         self.bound: List[Bound] = []
         self.probes: List[Probe] = []
         """Those that were given to the source: its points name them by their place here."""
@@ -193,6 +195,7 @@ class Run:
         begin_ns = source.now_ns()
         schedule = Schedule(ticks, begin_ns)
         deadline_ns = None if self.options.duration_ns is None else begin_ns + self.options.duration_ns
+        self.ended_ns = deadline_ns
         self.attempt(self.machine.output.flush)
         if self.options.start is not None and self.going:
             self.options.start()
@@ -201,7 +204,7 @@ class Run:
             if self.is_over() and (deadline_ns is None or now_ns < deadline_ns):
                 if not self.options.live:
                     break
-                deadline_ns = now_ns
+                self.ended_ns = deadline_ns = now_ns
             if deadline_ns is not None and self.options.live and now_ns > deadline_ns + PATIENCE_NS:
                 break
             batch = source.poll(wait_ns(now_ns, schedule.next_ns(), deadline_ns))
