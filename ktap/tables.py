@@ -15,12 +15,17 @@ from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
 from compiler.lower.flat import Variable
 from compiler.lower.layouts import (
+    ARRAY,
     BUCKETS,
     COUNT,
+    HASH,
     LARGEST,
+    PERCPU_ARRAY,
+    PERCPU_HASH,
     POWERS,
     SMALLEST,
     SUM_OF,
+    MapSpec,
     StatsLayout,
     key_bytes,
     key_parts,
@@ -38,6 +43,12 @@ from vm.values import Address, Key, Stack, outer_key, wrap
 DROPS, ZEROS, SUMS, SAMPLES, STOPPED = "drops", "zeros", "sums", "samples", "stopped"
 """References of programs: entries dropped by table; a value of zeros; variables that are added to and sampled; whether
 a handler has ended the run."""
+KINDS = {
+    HASH: kernel.HASH,
+    PERCPU_HASH: kernel.PERCPU_HASH,
+    ARRAY: kernel.ARRAY,
+    PERCPU_ARRAY: kernel.PERCPU_ARRAY,
+}
 LARGE_ENTRY_BYTES = 512
 """Entries from this size on are allocated when they are made, not all at the start."""
 
@@ -63,7 +74,10 @@ class Variables(NamedTuple):
 
 
 class KernelTables:
-    """The maps of a plan. Everything ends with their file descriptors. Raises OSError."""
+    """The maps of a plan: what they are (`specs`), and they themselves, made when `maps` is first asked for.
+
+    Everything ends with their file descriptors.
+    """
 
     def __init__(
         self,
@@ -83,13 +97,15 @@ class KernelTables:
         self.name_of = name_of
         self.cpus = kernel.possible_cpus()
         self.names: Dict[int, str] = {}
+        self.specs: Dict[str, MapSpec] = {}
+        """By the names that programs know them by."""
         self.held: Dict[str, Held] = {}
         self.variable_places: Dict[Variable, Tuple[str, int]] = {}
         self._make_tables(entries, drained)
         self._make_variables(drained)
-        self._array(ZEROS, kernel.ARRAY, max(4096, stats.size_bytes), 1)
-        self._array(STOPPED, kernel.ARRAY, 8, 1)
-        self._array(DROPS, kernel.PERCPU_ARRAY, 8, max(1, len(plan.tables)))
+        self._spec(ZEROS, ARRAY, 4, max(4096, stats.size_bytes), 1)
+        self._spec(STOPPED, ARRAY, 4, 8, 1)
+        self._spec(DROPS, PERCPU_ARRAY, 4, 8, max(1, len(plan.tables)))
 
     # -- making -------------------------------------------------------------------------------
 
@@ -97,18 +113,13 @@ class KernelTables:
         for number, (identity, home) in enumerate(self.plan.tables.items()):
             name = self.names[identity] = f"table{number}"
             if home.home == KEYED:
-                self._make(name, kernel.HASH, key_bytes(home.facts.key), value_bytes(home.facts.value), entries, False)
-                self._fill(home, name)
+                self._spec(name, HASH, key_bytes(home.facts.key), value_bytes(home.facts.value), entries)
             elif home.home == CONSTANT:
-                self._make_constant(home, name)
+                size = value_bytes(home.facts.value)
+                self._spec(name, HASH, key_bytes(home.facts.key), size, max(1, len(home.table)))
             else:
                 size = self.stats.size_bytes if home.home == AGGREGATION else 8
-                self._make(name, kernel.PERCPU_HASH, key_bytes(home.facts.key), size, entries, drained)
-
-    def _make_constant(self, home: TableHome, name: str) -> None:
-        entries = max(1, len(home.table))
-        self._make(name, kernel.HASH, key_bytes(home.facts.key), value_bytes(home.facts.value), entries, False)
-        self._fill(home, name)
+                self._spec(name, PERCPU_HASH, key_bytes(home.facts.key), size, entries, drained)
 
     def _fill(self, home: TableHome, name: str) -> None:
         """Put what the table holds after the main chunk into its map."""
@@ -123,30 +134,37 @@ class KernelTables:
             self.variable_places.update((variable, (reference, place)) for place, variable in enumerate(found))
             size = 8 if home == SUM else self.stats.size_bytes
             if found:
-                self._make(reference, kernel.PERCPU_ARRAY, 4, size, len(found), drained)
+                self._spec(reference, PERCPU_ARRAY, 4, size, len(found), drained)
 
-    def _make(self, name: str, kind: int, key_size: int, value_size: int, entries: int, drained: bool) -> None:
-        hashed = kind in (kernel.HASH, kernel.PERCPU_HASH)
-        large = hashed and kind == kernel.HASH and key_size + value_size >= LARGE_ENTRY_BYTES
+    def _spec(self, name: str, kind: str, key_size: int, value_size: int, entries: int, drained: bool = False) -> None:
+        self.specs[name] = MapSpec(name, kind, key_size, value_size, entries, drained)
+
+    def _create(self, spec: MapSpec) -> None:
+        large = spec.kind == HASH and spec.key_bytes + spec.value_bytes >= LARGE_ENTRY_BYTES
         flags = kernel.NO_PREALLOCATION if large else 0
+        kind, name = KINDS[spec.kind], f"ktap_{spec.name}"
         inner = [
-            kernel.create_map(kind, f"ktap_{name}", key_size, value_size, entries, flags) for _ in range(1 + drained)
+            kernel.create_map(kind, name, spec.key_bytes, spec.value_bytes, spec.entries, flags)
+            for _ in range(1 + spec.swapped)
         ]
-        outer = kernel.create_map_of_maps(f"ktap_{name}s", inner[0]) if drained else None
-        self.held[name] = Held(outer, inner, key_size, value_size)
-
-    def _array(self, name: str, kind: int, value_size: int, entries: int) -> None:
-        self._make(name, kind, 4, value_size, entries, False)
+        outer = kernel.create_map_of_maps(f"{name}s", inner[0]) if spec.swapped else None
+        self.held[spec.name] = Held(outer, inner, spec.key_bytes, spec.value_bytes)
 
     @property
     def maps(self) -> Mapping[str, int]:
-        """The file descriptor for every reference of a program."""
+        """The file descriptor for every reference of a program. Raises OSError where one cannot be made."""
+        if not self.held:
+            for spec in self.specs.values():
+                self._create(spec)
+            for identity, home in self.plan.tables.items():
+                if home.home in (KEYED, CONSTANT):
+                    self._fill(home, self.names[identity])
         return {name: held.inner[0] if held.outer is None else held.outer for name, held in self.held.items()}
 
     @property
     def exchanged(self) -> frozenset[str]:
         """Names of the maps that are reached through an array of maps."""
-        return frozenset(name for name, held in self.held.items() if held.outer is not None)
+        return frozenset(spec.name for spec in self.specs.values() if spec.swapped)
 
     def close(self) -> None:
         """Give the maps back. Safe to call twice."""
@@ -159,6 +177,8 @@ class KernelTables:
 
     def drain(self) -> None:
         """Add what programs have added since to the VM's tables and variables; copy the entries of threads."""
+        if not self.held:
+            return
         for identity, home in self.plan.tables.items():
             name = self.names[identity]
             if home.home == KEYED:
@@ -234,7 +254,9 @@ class KernelTables:
 
     def drops(self) -> Sequence[Tuple[str, int]]:
         """Tables whose limit was met, and how many new keys were dropped."""
-        held = self.held[DROPS]
+        held = self.held.get(DROPS)
+        if held is None:
+            return ()
         found: List[Tuple[str, int]] = []
         for number, home in enumerate(self.plan.tables.values()):
             value = kernel.lookup(held.inner[0], struct.pack("=I", number), 8 * self.cpus)
