@@ -86,7 +86,7 @@ class Recording:
         except NoRecording:
             self._refuse(f"{path} is no recording of ktap", "ktap --record FILE makes one")
         except (Malformed, ValueError, RecursionError) as error:
-            self._refuse(f"{path} is damaged: {error}")
+            self._refuse(f"{path} cannot be replayed: {error}")
 
     def _refuse(self, message: str, hint: Optional[str] = None) -> NoReturn:
         raise Refusal([Diagnostic("ktap", None, message, hint)], status=2)
@@ -103,7 +103,7 @@ class Recording:
         for found, data in self.chunks():
             if found == kind:
                 return _decoded(of, data)
-        raise Malformed(self._chunks.damage or "it has no beginning")
+        raise Malformed(self._chunks.damage or "nothing was recorded in it")
 
     def chunks(self) -> Iterator[Tuple[bytes, bytes]]:
         """The chunks that follow. Names and types are taken in. Raises Malformed."""

@@ -170,7 +170,7 @@ def surroundings(options: Options) -> tuple[Host, Types]:
 
     if options.record is None:
         return LiveHost(), KernelTypes()
-    from ktap.recording import Recorder, RecordingHost
+    from ktap.recorder import Recorder, RecordingHost
 
     try:
         recorder = Recorder(options.record, notice)
@@ -202,7 +202,7 @@ def trace(machine: Machine, output: Output, child: Optional[Child], options: Opt
     ended = child.ended if child is not None else None
     run = Run(machine, source, RunOptions(options.duration_ns, options.replay is None, begin, ended), report)
     if options.record is not None and source is not None:
-        from ktap.recording import RecordingSource
+        from ktap.recorder import RecordingSource
 
         assert isinstance(source, RecordingSource)
         source.ended_ns = lambda: run.ended_ns

@@ -20,7 +20,7 @@ from vm.values import Table
 if TYPE_CHECKING:
     from ktap.lowered import Lowering
     from ktap.pointer_format import KernelNames
-    from ktap.recording import RecordingSource
+    from ktap.recorder import RecordingSource
     from ktap.replay import ReplaySource
     from vm.declaration import Declarations
     from vm.library.builtin import Machine as LibraryMachine
@@ -53,7 +53,8 @@ def recording_source(
     machine: Machine, options: Options, child: Optional[int], say: Callable[[str], None]
 ) -> RecordingSource:
     """This machine, what happens being kept in a file. Raises Refusal."""
-    from ktap.recording import RecordingHost, RecordingSource, everything
+    from ktap.recorder import RecordingHost, RecordingSource
+    from ktap.recording import everything
 
     host = machine.host
     assert isinstance(host, RecordingHost)
