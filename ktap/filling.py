@@ -132,9 +132,9 @@ def _whole_record(frame: Frame, slot: Slot, target: str) -> str:
         too_long = w.value(f"icmp ugt i64 {end}, {slot.size_bytes}")
         size = w.value(f"select i1 {too_long}, i64 {slot.size_bytes}, i64 {end}")
     address = w.value(f"ptrtoint ptr {frame.base} to i64")
-    failed = w.call("probe_read_kernel", target, size if size.isdigit() else _word(w, size), address)
+    w.call("probe_read_kernel", target, size if size.isdigit() else _word(w, size), address)  # zeros if it fails
     w.store(8, _common(frame), target)
-    return w.value(f"select i1 {w.value(f'icmp eq i64 {failed}, 0')}, i64 {size}, i64 -1")
+    return size
 
 
 def record_bytes(event_format: EventFormat) -> int:
