@@ -9,6 +9,7 @@ Source of the helpers' numbers and arguments: linux/bpf.h, bpf-helpers(7).
 from __future__ import annotations
 
 import re
+import sys
 from typing import Callable, List, NamedTuple, Set, Tuple
 
 
@@ -138,8 +139,20 @@ class Writer:
         return base if offset == 0 else self.value(f"getelementptr i8, ptr {base}, i64 {offset}")
 
     def load(self, size_bytes: int, base: str, offset: int | str = 0) -> str:
-        """An integer of 1, 2, 4 or 8 bytes, of its own type."""
+        """An integer of 1, 2, 4 or 8 bytes, of its own type; byte by byte where it is not aligned."""
+        if isinstance(offset, int) and offset % size_bytes:
+            return self._gathered(size_bytes, base, offset)
         return self.value(f"load {BITS[size_bytes]}, ptr {self.at(base, offset)}, align {size_bytes}")
+
+    def _gathered(self, size_bytes: int, base: str, offset: int) -> str:
+        kind = BITS[size_bytes]
+        total = ""
+        for place in range(size_bytes):
+            byte = self.value(f"zext i8 {self.load(1, base, offset + place)} to {kind}")
+            shift = 8 * place if sys.byteorder == "little" else 8 * (size_bytes - 1 - place)
+            byte = self.value(f"shl {kind} {byte}, {shift}") if shift else byte
+            total = self.value(f"or {kind} {total}, {byte}") if total else byte
+        return total
 
     def load_wide(self, size_bytes: int, signed: bool, base: str, offset: int = 0) -> str:
         """An integer of 1, 2, 4 or 8 bytes, extended to i64."""
