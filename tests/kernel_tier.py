@@ -307,4 +307,3 @@ class KernelSource(SyntheticSource):
             self.lowering.tables.close()
         if self.ring is not None:
             self.ring.close()
-

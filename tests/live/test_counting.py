@@ -45,10 +45,10 @@ def test_a_million_calls_on_each_of_two_processors(buffer: str) -> None:
 def test_a_buffer_that_is_too_small_loses_and_says_exactly_how_many(buffer: str) -> None:
     calls = 100_000
     code = f"import os\nfor _ in range({calls}): os.getppid()"
-    script = f"""
+    script = """
     var n = 0
-    trace syscalls:sys_enter_getppid {{ n += 1  if (n == 1) {{ for (i = 1, 99999) {{ }} }} }}
-    trace_end {{ print(n) }}
+    trace syscalls:sys_enter_getppid { n += 1  if (n == 1) { for (i = 1, 99999) { } } }
+    trace_end { print(n) }
     """
     traced = trace(script, python(code), buffer=buffer, buffer_bytes=4096)
     assert traced.lost() > 0
