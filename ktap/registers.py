@@ -1,47 +1,85 @@
 """Registers of a stopped program: where struct pt_regs has them, and which ones a call uses.
 
 Source: asm/ptrace.h (x86, arm64), and the calling conventions: System V ABI for x86-64, AAPCS64 for arm64.
-The names are those that kprobe_events takes (regs_query_register_offset of each architecture).
+The names are those that kprobe_events takes (regs_query_register_offset of each architecture), and those of the
+parts of registers that static markers use.
 """
 
 from __future__ import annotations
 
-from typing import Dict, Mapping, NamedTuple, Tuple
+from typing import Dict, Mapping, NamedTuple, Optional, Tuple
+
+WORD_BYTES = 8
 
 
-class Registers(NamedTuple):
-    """An architecture's registers."""
+class Part(NamedTuple):
+    """A register, or a part of one, in struct pt_regs."""
 
-    offsets: Mapping[str, int]
-    """Place of each register in struct pt_regs, in bytes."""
+    offset: int
+    size_bytes: int = WORD_BYTES
+
+
+class Machine(NamedTuple):
+    """An architecture."""
+
+    name: str
+    """As uname -m has it."""
+    registers: Mapping[str, Part]
+    parts: Mapping[str, Part]
+    """Other names of registers and of parts of them: `eax`, `w0`."""
     arguments: Tuple[str, ...]
-    """Which have the arguments of a call, first to last."""
+    """Which registers have the arguments of a call, first to last."""
     result: str
-    """Which has the result of a call."""
     stack: str
-    """The stack pointer."""
-    stack_arguments: int
+    instruction: str
+    stack_words: int
     """Words between the stack pointer and the first argument that found no register, when a function begins."""
 
 
-def _in_order(names: str) -> Dict[str, int]:
-    return {name: 8 * number for number, name in enumerate(names.split())}
+def _in_order(names: str) -> Dict[str, Part]:
+    return {name: Part(WORD_BYTES * number) for number, name in enumerate(names.split())}
 
 
-REGISTERS: Mapping[str, Registers] = {
-    "x86_64": Registers(
-        _in_order("r15 r14 r13 r12 bp bx r11 r10 r9 r8 ax cx dx si di orig_ax ip cs flags sp ss"),
-        ("di", "si", "dx", "cx", "r8", "r9"),
-        "ax",
-        "sp",
-        1,
-    ),
-    "aarch64": Registers(
-        {**_in_order(" ".join(f"x{number}" for number in range(31))), "sp": 248, "pc": 256, "pstate": 264},
-        tuple(f"x{number}" for number in range(8)),
-        "x0",
-        "sp",
-        0,
-    ),
+X86 = _in_order("r15 r14 r13 r12 bp bx r11 r10 r9 r8 ax cx dx si di orig_ax ip cs flags sp ss")
+ARM = {
+    **_in_order(" ".join(f"x{number}" for number in range(31))),
+    "sp": Part(248),
+    "pc": Part(256),
+    "pstate": Part(264),
+}
+
+
+def _x86_parts() -> Dict[str, Part]:
+    found: Dict[str, Part] = {}
+    for name in ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp"):
+        at = X86[name].offset
+        found.update({f"r{name}": Part(at), f"e{name}": Part(at, 4)})
+        found[f"{name[0]}l" if name.endswith("x") else f"{name}l"] = Part(at, 1)
+        if name.endswith("x"):
+            found[f"{name[0]}h"] = Part(at + 1, 1)
+    for number in range(8, 16):
+        at = X86[f"r{number}"].offset
+        found.update({f"r{number}d": Part(at, 4), f"r{number}w": Part(at, 2), f"r{number}b": Part(at, 1)})
+    return {**found, "rip": Part(X86["ip"].offset)}
+
+
+def _arm_parts() -> Dict[str, Part]:
+    found = {f"w{number}": Part(WORD_BYTES * number, 4) for number in range(31)}
+    return {**found, "lr": ARM["x30"], "fp": ARM["x29"]}
+
+
+MACHINES: Mapping[str, Machine] = {
+    "x86_64": Machine("x86_64", X86, _x86_parts(), ("di", "si", "dx", "cx", "r8", "r9"), "ax", "sp", "ip", 1),
+    "aarch64": Machine("aarch64", ARM, _arm_parts(), tuple(f"x{number}" for number in range(8)), "x0", "sp", "pc", 0),
 }
 """By machine, as uname -m names it."""
+
+
+def argument_register(machine: Machine, number: int) -> Optional[Part]:
+    """Where an argument of a call is, counted from 1; None where it is on the stack."""
+    return machine.registers[machine.arguments[number - 1]] if number <= len(machine.arguments) else None
+
+
+def argument_slot(machine: Machine, number: int) -> int:
+    """Which word of the stack an argument is that found no register, when a function begins."""
+    return machine.stack_words + number - 1 - len(machine.arguments)

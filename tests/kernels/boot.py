@@ -35,15 +35,17 @@ SHELL_PACKAGE = "busybox-static"
 """Where the first program that the machine runs comes from."""
 QEMU, VIRTIOFSD = "qemu-system-x86_64", "/usr/lib/qemu/virtiofsd"
 MODULES = (
-    "virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_console fuse virtiofs overlay"
-).split()
+    *("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_console"),
+    *("fuse", "virtiofs", "overlay"),
+)
 """What has to be loaded before the root directory is there, in this order; other parts are built in."""
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "NO_COLOR")
 """Variables of the environment that the command sees."""
 MOUNTS = (
-    "proc:/proc sysfs:/sys devtmpfs:/dev tmpfs:/run tracefs:/sys/kernel/tracing debugfs:/sys/kernel/debug"
-    " bpf:/sys/fs/bpf cgroup2:/sys/fs/cgroup"
-).split()
+    *("proc:/proc", "sysfs:/sys", "devtmpfs:/dev", "tmpfs:/run", "tracefs:/sys/kernel/tracing"),
+    *("debugfs:/sys/kernel/debug", "bpf:/sys/fs/bpf", "cgroup2:/sys/fs/cgroup"),
+)
+"""Type and place of what is mounted over this machine's directories."""
 FAILED = 255
 TIMEOUT_S = 300
 START_S = 10
@@ -185,7 +187,10 @@ class Machine(NamedTuple):
     timeout_s: int = TIMEOUT_S
 
 
-def boot(release: str, command: Sequence[str], output: BinaryIO, machine: Machine = Machine()) -> int:
+USUAL = Machine()
+
+
+def boot(release: str, command: Sequence[str], output: BinaryIO, machine: Machine = USUAL) -> int:
     """Run a command on a kernel and pass on what it prints; its exit status. Raises Unavailable."""
     reason = missing()
     if reason:
