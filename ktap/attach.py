@@ -60,11 +60,20 @@ REFUSALS = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP, errno.EE
 Values = Dict[str, Union[int, MapFd, KernelVariable]]
 
 
+class Made(NamedTuple):
+    """A program before it is loaded."""
+
+    spec: Spec
+    ir: str
+    code: Code
+
+
 class Program(NamedTuple):
-    """A loaded program: what it is for, and its file descriptor."""
+    """A loaded program: what it is for, its file descriptor, and what it was made of."""
 
     label: str
     fd: int
+    made: Made
 
 
 class Options(NamedTuple):
@@ -81,9 +90,11 @@ class Options(NamedTuple):
     preempt_count: Callable[[], Optional[Tuple[int, int]]]
     """The per-CPU variable that has the kernel's preemption count: its id in BTF, and the offset in it."""
     lowering: Optional[Lowering] = None
+    """Handlers that run in the kernel."""
     late_base: int = 0
     """What is added to an event's number for what its system call's return sends."""
-    """Handlers that run in the kernel."""
+    attaching: bool = True
+    """Programs are attached, not only loaded."""
 
 
 class Skipped(NamedTuple):
@@ -143,31 +154,16 @@ class Attachment:
 
     def _program(self, kind: int, context: str, label: str, cases: Tuple[Case, ...], values: Values) -> int:
         """Compile (once for each text) and load."""
-        options = self._options
-        spec = Spec(
-            context,
-            cases,
-            options.bits,
-            self._buffer.name,
-            options.followed is not None,
-            options.cpu,
-            options.machine,
-            kernel.compat() if context in (SYSCALL_ENTER, SYSCALL_EXIT) else None,
-            kernel.reads_in_place(),
-            late_base=options.late_base,
-        )
-        lowering = options.lowering
-        if lowering is not None and any(case.bodies for case in cases):
-            spec = lowering.complete(spec)
+        options, lowering = self._options, self._options.lowering
+        made = assemble(context, cases, options, self._buffer.name, kernel.reads_in_place(), self._code_of)
+        spec = made.spec
+        if spec.emit is not None and lowering is not None:
             values = {**lowering.values(), **values}
-        ir = capture_ir(spec)
-        code = self._compiled.get(ir)
-        if code is None:
-            code = self._compiled[ir] = compiled(ir, kernel.instruction_set())
         values = {**values, "losses": MapFd(self.losses), "own_process": options.own_process}
         if lowering is not None and lowering.room_bytes:
             values["room"] = MapFd(self._map(kernel.PERCPU_ARRAY, "ktap_room", lowering.room_bytes, 1))
-        values.update((name, MapFd(fd)) for name, fd in self._buffer.maps)
+        if any(reference.name == "buffer" for reference in made.code.references):
+            values.update((name, MapFd(fd)) for name, fd in self._buffer.maps)
         if any(case.layout.item(IN_INTERRUPT) for case in cases):
             found = self._options.preempt_count()
             if found is not None:
@@ -180,9 +176,15 @@ class Attachment:
         if any(needs_text(condition) for case in cases for condition in case.filters):
             values["text"] = MapFd(self._map(kernel.ARRAY, "ktap_text", TEXT_VALUE_BYTES, kernel.possible_cpus()))
         name = "".join(c if c.isalnum() or c in "_." else "_" for c in f"ktap_{label}")
-        fd = kernel.load(kind, link(code, values), name=name)
-        self.programs.append(Program(label, fd))
+        fd = kernel.load(kind, link(made.code, values), name=name)
+        self.programs.append(Program(label, fd, made))
         return fd
+
+    def _code_of(self, ir: str) -> Code:
+        code = self._compiled.get(ir)
+        if code is None:
+            code = self._compiled[ir] = compiled(ir, kernel.instruction_set())
+        return code
 
     def _syscalls(self, context: str, layer: Sequence[Tuple[int, Captured]]) -> None:
         """One program for all system calls of a layer."""
@@ -198,10 +200,10 @@ class Attachment:
         if any(case.late for case in cases):
             values["unread"] = MapFd(self._map(kernel.LRU_HASH, "ktap_unread", UNREAD_BYTES, MOST_UNREAD))
             back = self._program(kernel.RAW_TRACEPOINT, RETURN, "sys_exit", tuple(cases), values)
-            self._events.append(kernel.attach_raw_tracepoint(back, "sys_exit"))
+            self._hang(lambda: kernel.attach_raw_tracepoint(back, "sys_exit"))
         name = "sys_enter" if context == SYSCALL_ENTER else "sys_exit"
         fd = self._program(kernel.RAW_TRACEPOINT, context, name, tuple(cases), values)
-        self._events.append(kernel.attach_raw_tracepoint(fd, name))
+        self._hang(lambda: kernel.attach_raw_tracepoint(fd, name))
 
     def _raw(self, number: int, event: Captured) -> None:
         self._raw_program(RAW, number, event)
@@ -239,6 +241,8 @@ class Attachment:
 
     def _hang(self, attach: Callable[[], int]) -> None:
         """Attach the program loaded last; it goes again when that fails."""
+        if not self._options.attaching:
+            return
         try:
             self._events.append(attach())
         except OSError:
@@ -252,6 +256,33 @@ PLACES: Dict[str, Callable[[Attachment, int, Captured], None]] = {
     PROFILE: Attachment._profile,
 }
 """How events other than system calls are attached."""
+
+
+def assemble(
+    context: str,
+    cases: Tuple[Case, ...],
+    options: Options,
+    transport: str,
+    in_place: bool,
+    code_of: Callable[[str], Code],
+) -> Made:
+    """A program for some kinds of records; `in_place` as in Spec, `code_of` compiles."""
+    spec = Spec(
+        context,
+        cases,
+        options.bits,
+        transport,
+        options.followed is not None,
+        options.cpu,
+        options.machine,
+        kernel.compat() if context in (SYSCALL_ENTER, SYSCALL_EXIT) else None,
+        in_place,
+        late_base=options.late_base,
+    )
+    if options.lowering is not None and any(case.bodies for case in cases):
+        spec = options.lowering.complete(spec)
+    ir = capture_ir(spec)
+    return Made(spec, ir, code_of(ir))
 
 
 def raw_context(event: Captured, machine: str) -> Optional[str]:

@@ -249,6 +249,18 @@ def instruction_set() -> str:
 
 
 @cache
+def has_ring() -> bool:
+    """Whether the kernel has ring buffers (Linux 5.8)."""
+    try:
+        os.close(create_map(RINGBUF, "ktap_ask", 0, 0, os.sysconf("SC_PAGESIZE")))
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOSYS):
+            raise
+        return False
+    return True
+
+
+@cache
 def has_dynptr() -> bool:
     """Whether space of any size can be reserved in a ring (bpf_ringbuf_reserve_dynptr, Linux 5.19)."""
     reserve_dynptr, discard_dynptr, stack_pointer = 198, 200, 10

@@ -29,7 +29,7 @@ from ktap.needs import Needs, needs
 from ktap.plan import Captured, Wanted, captured, probes_of
 from ktap.resolve import Kernel, Resolver
 from ktap.tracefs import TracepointName
-from ktap.transport import Buffer, Order
+from ktap.transport import Buffer, OnDemand, Order
 from ktap.walk import Types
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Action, Batch, Event, Loss, Probe
@@ -247,17 +247,11 @@ class LiveSource:
             raise OSError(
                 errno.EOPNOTSUPP, "strings and stacks go through the ring from Linux 5.19 on; use --buffer perf"
             )
-        if choice != "perf" and not (varies and not kernel.has_dynptr()):
-            from ktap.ring_buffer import RingBuffer
-
-            try:
-                return RingBuffer(power_of_two(self._options.buffer_bytes or buffer_bytes(1)))
-            except OSError:
-                if choice == "ring":
-                    raise
-        from ktap.perf_buffer import PerfBuffer
-
-        return PerfBuffer(power_of_two(self._options.buffer_bytes or buffer_bytes(len(kernel.online_cpus()))))
+        size_bytes = self._options.buffer_bytes
+        if choice != "perf" and not (varies and not kernel.has_dynptr()) and (choice == "ring" or kernel.has_ring()):
+            return OnDemand("ring", lambda: ring_buffer(power_of_two(size_bytes or buffer_bytes(1))))
+        cpus = len(kernel.online_cpus())
+        return OnDemand("perf", lambda: perf_buffer(power_of_two(size_bytes or buffer_bytes(cpus))))
 
     def _add_sites(self, events: Sequence[Captured], bits: int) -> None:
         """Make known what handlers in the kernel send."""
@@ -355,6 +349,20 @@ class LiveSource:
 def without_interrupt(demand: Demand) -> Demand:
     """The same without in_interrupt."""
     return demand._replace(states=demand.states - {IN_INTERRUPT})
+
+
+def ring_buffer(size_bytes: int) -> Buffer:
+    """One ring. Raises OSError."""
+    from ktap.ring_buffer import RingBuffer
+
+    return RingBuffer(size_bytes)
+
+
+def perf_buffer(size_bytes: int) -> Buffer:
+    """A ring for each processor. Raises OSError."""
+    from ktap.perf_buffer import PerfBuffer
+
+    return PerfBuffer(size_bytes)
 
 
 def layouts_of(events: Sequence[Captured]) -> List[Layout]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from operator import itemgetter
 from struct import Struct
-from typing import List, NamedTuple, Optional, Protocol, Sequence, Tuple
+from time import monotonic_ns
+from typing import Callable, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 from ktap.layout import Decoder, Layout, Values, decoder
 
@@ -41,6 +42,40 @@ class Buffer(Protocol):
 
     def close(self) -> None:
         """Give it back. Safe to call twice."""
+
+
+class OnDemand:
+    """A buffer that is made when a program refers to it: one whose handlers send nothing takes no memory."""
+
+    def __init__(self, name: str, make: Callable[[], Buffer]) -> None:
+        """`make` raises OSError, which then comes from `maps`."""
+        self.name = name
+        self._make = make
+        self._made: Optional[Buffer] = None
+        self._expected: Tuple[Sequence[Layout], int] = ((), 0)
+
+    @property
+    def maps(self) -> Sequence[Tuple[str, int]]:
+        """See Buffer.maps."""
+        if self._made is None:
+            self._made = self._make()
+            self._made.expect(*self._expected)
+        return self._made.maps
+
+    def expect(self, layouts: Sequence[Layout], points_bits: int) -> None:
+        """See Buffer.expect."""
+        self._expected = (layouts, points_bits)
+        if self._made is not None:
+            self._made.expect(layouts, points_bits)
+
+    def drain(self) -> Drained:
+        """See Buffer.drain."""
+        return Drained([], monotonic_ns()) if self._made is None else self._made.drain()
+
+    def close(self) -> None:
+        """See Buffer.close."""
+        if self._made is not None:
+            self._made.close()
 
 
 class Shape(NamedTuple):
