@@ -14,6 +14,7 @@ from ktap.cli import describe, failure_text, tell
 from ktap.options import Options, refuse
 from vm import arguments
 from vm.c_types import Type, Types
+from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Loss, Source
 from vm.fault import Exit
 from vm.host import Host
@@ -79,7 +80,7 @@ def read_source(options: Options) -> tuple[str, bytes]:
 def load(options: Options) -> Program:
     """The program that a run is about, compiled or taken from the cache, and verified. Raises Refusal."""
     name, data = read_source(options)
-    if is_image(data):
+    if is_image(data) or name.endswith(".kpc"):
         program = load_image(data, name)
         verify(program)
         return program
@@ -175,7 +176,9 @@ def surroundings(options: Options) -> tuple[Host, Types]:
     try:
         recorder = Recorder(options.record, notice)
     except OSError as error:
-        raise refuse(f"cannot write {describe(error)}") from None
+        status = 2 if error.filename else 1  # it cannot be opened, or not be written
+        text = f"cannot write {options.record}: {error.strerror}"
+        raise Refusal((Diagnostic("ktap", None, text),), status=status) from None
     return RecordingHost(LiveHost(), recorder), recorder.typed(KernelTypes())
 
 

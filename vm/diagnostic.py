@@ -30,11 +30,11 @@ class Diagnostic(NamedTuple):
             text = f"warning: {text}"
         if self.span is None:
             return f"{self.source_name}: {text}"
-        head = f"{self.source_name}:{self.span.line}:{self.span.column}: {text}"
+        head = f"{self.source_name}:{self.span.line}:{self.span.column}: {printable(text)}"
         lines = source.split("\n") if source is not None else []
         if not 0 < self.span.line <= len(lines):
             return head
-        line = lines[self.span.line - 1]
+        line = printable(lines[self.span.line - 1])
         column = min(self.span.column, len(line) + 1)
         last = min(self.span.end_column, len(line) + 1) if self.span.end_line == self.span.line else len(line) + 1
         hidden = max(0, column - 1 - WIDTH // 2) if len(line) > WIDTH else 0
@@ -42,6 +42,13 @@ class Diagnostic(NamedTuple):
         pad = "".join("\t" if c == "\t" else " " for c in shown[: column - 1 - hidden])
         width = max(1, min(last - column, WIDTH - len(pad)))
         return f"{head}\n{shown}\n{pad}{'^' * width}"
+
+
+def printable(text: str) -> str:
+    """The text with what could command a terminal, or is no text at all, shown as `\N{REPLACEMENT CHARACTER}`."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\t\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class Refusal(Exception):
