@@ -13,7 +13,6 @@ from ktap.needs import needs
 from ktap.plan import Wanted, field_of, probes_of
 from ktap.predicate import Predicate
 from ktap.recorded_filter import NotRecorded, decider
-from ktap.recording import RecordedEvent
 from ktap.replay import Found, Recording, Track
 from ktap.resolve import Kernel, Key, Resolver, Target
 from ktap.tracefs import Tracefs, TracepointName, match_names, split_pattern
@@ -94,7 +93,7 @@ class _Resolver(Resolver):
         self._tracks: Dict[str, Track] = {track.event.label: track for track in recording.tracks}
 
     def _targets_of(self, text: str, probe: Probe, wanted: Demand) -> List[Key]:
-        found = [track for track in self._recording.tracks if _matches(track.event, text)]
+        found = [track for track in self._recording.tracks if _matches(track, text)]
         if not found:
             labels = [track.event.label for track in self._recording.tracks]
             more = f" and {len(labels) - MOST_LABELS} more" if len(labels) > MOST_LABELS else ""
@@ -122,11 +121,14 @@ def _target(track: Track) -> Target:
     return Target(event.context, event.label, event.name, track.kind.format, event.number, arguments=arguments)
 
 
-def _matches(event: RecordedEvent, text: str) -> bool:
+def _matches(track: Track, text: str) -> bool:
     """Whether a script's event means a recorded one."""
+    event = track.event
     if event.context == PROFILE:
         return event.label == text
     group, name = split_pattern(text)
+    if group == "id":
+        return track.kind.format is not None and name == str(track.kind.format.id)
     own = event.label.partition(":")
     if (event.context == RAW) != (group == "raw"):
         return False
