@@ -153,12 +153,18 @@ def _common(frame: Frame) -> str:
 def _fill_record(frame: Frame, slot: Slot, space: str, offset: int) -> None:
     """A raw record of one size: its common fields, then a copy of the rest."""
     w = frame.w
-    w.store(8, _common(frame), space, offset)
+    common = _common(frame)
+    if offset % 8:
+        w.store(4, w.narrowed(common, 4), space, offset)
+        w.store(4, w.narrowed(w.value(f"lshr i64 {common}, 32"), 4), space, offset + 4)
+    else:
+        w.store(8, common, space, offset)
     done = 8
-    for size in (8, 4, 2, 1):
-        while done + size <= slot.size_bytes:
-            w.store(size, w.load(size, frame.base, done), space, offset + done)
-            done += size
+    while done < slot.size_bytes:
+        left = slot.size_bytes - done
+        size = next(n for n in (8, 4, 2, 1) if n <= left and (offset + done) % n == 0 == done % n)
+        w.store(size, w.load(size, frame.base, done), space, offset + done)
+        done += size
 
 
 def _fill_arguments(frame: Frame, slot: Slot, space: str, offset: int) -> None:
