@@ -46,6 +46,8 @@ CHUNK_BYTES = 1 << 18
 """Records of one chunk."""
 FLUSH_NS = 500_000_000
 """A run that is killed loses at most this much of its end."""
+UNWRITTEN = "recording could not be written"
+"""`Loss.what` of records that the file did not take."""
 
 
 class Answers:
@@ -422,7 +424,7 @@ class RecordingSource:
         lost = list(self._live.losses())
         self._lost = tuple(lost)
         if self._recorder.unwritten:
-            lost.append(Loss("recording could not be written", self._recorder.path, self._recorder.unwritten))
+            lost.append(Loss(UNWRITTEN, self._recorder.path, self._recorder.unwritten))
         return lost
 
     _lost: Tuple[Loss, ...] = ()

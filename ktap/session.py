@@ -216,9 +216,14 @@ def trace(machine: Machine, output: Output, child: Optional[Child], options: Opt
     with suppress(Exit):
         output.flush()
     tell_losses(outcome.losses)
+    status = outcome.status & 0xFF
+    if options.record is not None and not status:
+        from ktap.recorder import UNWRITTEN
+
+        status = int(any(loss.what == UNWRITTEN for loss in outcome.losses))
     if options.verbose:
         notice(f"ended after {(time.monotonic_ns() - started_ns) // 1_000_000} ms")
-    return LOSS_STATUS if options.fail_on_loss and outcome.losses and not outcome.status else outcome.status & 0xFF
+    return LOSS_STATUS if options.fail_on_loss and outcome.losses and not status else status
 
 
 def asks_for_events(program: Program) -> bool:
