@@ -82,7 +82,7 @@ $(VENV)/.installed: $(if $(WRITABLE),pyproject.toml) | packages
 	    echo "making $(VENV) from $(PYTHON)"
 	    $(PYTHON) -m venv --clear --system-site-packages $(VENV)
 	fi
-	echo "installing ktap with lark, llvmlite and rich into $(VENV)"
+	echo "installing ktap with lark, llvmlite, pyelftools and rich into $(VENV)"
 	$(PIP) --config-settings editable_mode=compat --editable .
 	touch $@
 

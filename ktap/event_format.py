@@ -29,6 +29,9 @@ INLINE, DATA_LOC, REL_LOC = "inline", "data_loc", "rel_loc"
 INTEGER, POINTER, TEXT, BYTES, INTEGERS = "integer", "pointer", "text", "bytes", "integers"
 """What the bytes of a field are."""
 
+RETVAL = "__probe_retval"
+"""The field that holds what a function returned, in the record of a return probe."""
+
 Raw = bytes
 """A raw record, from its `common_type` on."""
 

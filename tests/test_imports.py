@@ -22,10 +22,11 @@ FOREIGN = {
     "lark": PARSER,
     "llvmlite": ("compiler/bpf.py",),
     "bcc": ("ktap/libbcc.py",),
+    "elftools": ("ktap/elf.py",),
     "rich": ("ktap/terminal.py",),
 }
 """The modules that may import a library that is not the standard one."""
-LAZY = ("llvmlite", "bcc", "rich")
+LAZY = ("llvmlite", "bcc", "elftools", "rich")
 """Never imported when the module that uses it is."""
 
 

@@ -1,0 +1,275 @@
+"""Programs and libraries as files: their functions with the places in the file, their notes, their build id.
+
+    binary = open_binary("/lib/x86_64-linux-gnu/libc.so.6")
+    binary.functions      # of the dynamic table, the symbol table and a debug file where there is one
+
+Addresses are those the file was linked at; offsets count from the start of the file, which is what the
+kernel wants of a user probe. Source: System V ABI, chapters 4 and 5; gdb's manual, "Separate Debug
+Files" and "MiniDebugInfo". pyelftools reads the files; it is imported here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from functools import cache, cached_property
+from io import BytesIO
+from typing import IO, TYPE_CHECKING, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+if TYPE_CHECKING:
+    from elftools.elf.elffile import ELFFile
+
+DEBUG_ROOT = "/usr/lib/debug"
+STAPSDT = ".note.stapsdt"
+SDT_BASE = ".stapsdt.base"
+
+
+class Function(NamedTuple):
+    """A function: `version` is that of its symbol (`GLIBC_2.2.5`), empty where it has none."""
+
+    name: str
+    version: str
+    address: int
+    size: int
+    offset: int
+    indirect: bool
+    """What the symbol points at chooses the function when a program starts (STT_GNU_IFUNC)."""
+
+
+class Segment(NamedTuple):
+    """A part of the file that is mapped (PT_LOAD)."""
+
+    address: int
+    offset: int
+    size: int
+    executable: bool
+
+
+class Note(NamedTuple):
+    """One note of a section: its type and what it holds."""
+
+    kind: int
+    data: bytes
+
+
+class NotElf(Exception):
+    """The file is no ELF file that can be read; the message says why."""
+
+
+def _read(file: IO[bytes]) -> ELFFile:
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
+    try:
+        return ELFFile(file)
+    except (ELFError, ValueError) as error:
+        raise NotElf(f"is no ELF file ({error})") from error
+
+
+class Binary:
+    """One file, as it was when it was read. Make it with `open_binary`."""
+
+    def __init__(self, path: str) -> None:
+        """Raises OSError, and NotElf."""
+        self.path = path
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            self.identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
+            elf = _read(file)
+            self.machine = elf.get_machine_arch()
+            self.word_bytes = elf.elfclass // 8
+            self.segments = tuple(_segments(elf))
+            self.build_id = _build_id(elf)
+            self._debug_link = _debug_link(elf)
+            self._own = tuple(_symbols(elf))
+            self._mini = _section(elf, ".gnu_debugdata")
+            self.sdt_notes = tuple(_notes(elf, STAPSDT))
+            base = elf.get_section_by_name(SDT_BASE)
+            self.sdt_base: int = base["sh_addr"] if base is not None else 0
+            self.little_endian: bool = elf.little_endian
+
+    def offset_of(self, address: int) -> Optional[int]:
+        """Where the file holds what is loaded at an address, None where it holds none of it."""
+        for segment in self.segments:
+            if segment.address <= address < segment.address + segment.size:
+                return address - segment.address + segment.offset
+        return None
+
+    def address_of(self, offset: int) -> Optional[int]:
+        """The address that a place of the file is loaded at."""
+        for segment in self.segments:
+            if segment.offset <= offset < segment.offset + segment.size:
+                return offset - segment.offset + segment.address
+        return None
+
+    @cached_property
+    def functions(self) -> Tuple[Function, ...]:
+        """Every function that has a name and lies in code, by name and version once, in the tables' order."""
+        found: Dict[Tuple[str, int], Function] = {}
+        for symbol in (*self._own, *self._extra()):
+            offset = self._code_offset(symbol.address)
+            if offset is not None:
+                found.setdefault((symbol.name, symbol.address), symbol._replace(offset=offset))
+        return tuple(found.values())
+
+    def _extra(self) -> List[Function]:
+        """Symbols of a debug file, and of the small table some distributions put in a section (xz)."""
+        found: List[Function] = []
+        if self._mini:
+            import lzma
+
+            try:
+                found += _symbols(_read(BytesIO(lzma.decompress(self._mini))))
+            except (lzma.LZMAError, NotElf):
+                found = []
+        for path in self._debug_files():
+            try:
+                with open(path, "rb") as file:
+                    return found + list(_symbols(_read(file)))
+            except (OSError, NotElf):
+                continue
+        return found
+
+    def _debug_files(self) -> Iterator[str]:
+        if self.build_id:
+            yield f"{DEBUG_ROOT}/.build-id/{self.build_id[:2]}/{self.build_id[2:]}.debug"
+        if self._debug_link:
+            directory = os.path.dirname(os.path.realpath(self.path))
+            yield f"{directory}/.debug/{self._debug_link}"
+            yield f"{DEBUG_ROOT}{directory}/{self._debug_link}"
+
+    def _code_offset(self, address: int) -> Optional[int]:
+        inside = any(s.executable and s.address <= address < s.address + s.size for s in self.segments)
+        return self.offset_of(address) if inside else None
+
+    @cached_property
+    def _sorted(self) -> Tuple[List[int], List[Function]]:
+        ordered = sorted(self.functions, key=lambda function: (function.address, function.size, function.name))
+        return [function.address for function in ordered], ordered
+
+    def function_at(self, address: int) -> Optional[Function]:
+        """The function an address lies in, None where no symbol tells."""
+        addresses, ordered = self._sorted
+        place = bisect_right(addresses, address) - 1
+        if place < 0:
+            return None
+        first = bisect_right(addresses, addresses[place] - 1)
+        same = ordered[first : place + 1]
+        named = [function for function in same if not function.name.startswith("_")] or same
+        found = named[-1]
+        return found if address < found.address + found.size or found.size == 0 else None
+
+
+@cache
+def _opened(path: str, inode: int, changed_ns: int) -> Binary:
+    return Binary(path)
+
+
+def open_binary(path: str) -> Binary:
+    """A file, read once as long as it stays the same. Raises OSError, and NotElf."""
+    status = os.stat(path)
+    return _opened(path, status.st_ino, status.st_mtime_ns)
+
+
+def is_elf(path: str) -> bool:
+    """Whether a file begins as ELF files do."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"\x7fELF"
+    except OSError:
+        return False
+
+
+# -- parts of a file ------------------------------------------------------------------------------
+
+
+def _segments(elf: ELFFile) -> Iterator[Segment]:
+    for segment in elf.iter_segments():
+        if segment["p_type"] == "PT_LOAD":
+            yield Segment(segment["p_vaddr"], segment["p_offset"], segment["p_filesz"], bool(segment["p_flags"] & 1))
+
+
+FUNCTION_TYPES = ("STT_FUNC", "STT_GNU_IFUNC", "STT_LOOS")
+"""The last is the number that the second has on GNU systems."""
+
+
+def _symbols(elf: ELFFile) -> List[Function]:
+    """Functions of a file's tables; their offsets are left 0."""
+    from elftools.elf.sections import SymbolTableSection
+
+    versions = _versions(elf)
+    found: List[Function] = []
+    for section in elf.iter_sections():
+        if not isinstance(section, SymbolTableSection):
+            continue
+        dynamic = section["sh_type"] == "SHT_DYNSYM"
+        for index, symbol in enumerate(section.iter_symbols()):
+            entry = symbol.entry
+            kind = entry["st_info"]["type"]
+            if kind not in FUNCTION_TYPES or entry["st_shndx"] == "SHN_UNDEF" or not symbol.name:
+                continue
+            name, _, version = symbol.name.partition("@")
+            if dynamic:
+                version = versions[index] if index < len(versions) else ""
+            address, size = entry["st_value"], entry["st_size"]
+            found.append(Function(name, version.lstrip("@"), address, size, 0, kind != "STT_FUNC"))
+    return found
+
+
+def _versions(elf: ELFFile) -> Sequence[str]:
+    """The version of every dynamic symbol, by its index; empty where the file has none."""
+    numbers = elf.get_section_by_name(".gnu.version")
+    table = elf.get_section_by_name(".gnu.version_d")
+    if numbers is None or table is None:
+        return ()
+    import struct
+
+    names: Dict[int, str] = {}
+    strings = elf.get_section_by_name(".dynstr")
+    data, text = table.data(), strings.data() if strings is not None else b""
+    order = "<" if elf.little_endian else ">"
+    place = 0
+    while place + 20 <= len(data):  # Elf_Verdef, Elf_Verdaux
+        _, _, index, _, _, first, following = struct.unpack_from(f"{order}HHHHIII", data, place)
+        (name,) = struct.unpack_from(f"{order}I", data, place + first)
+        names[index] = text[name : text.find(b"\0", name)].decode("utf-8", "replace")
+        if not following:
+            break
+        place += following
+    words = numbers.data()
+    found = struct.unpack_from(f"{order}{len(words) // 2}H", words)
+    return [names.get(number & 0x7FFF, "") if number & 0x7FFF > 1 else "" for number in found]
+
+
+def _section(elf: ELFFile, name: str) -> bytes:
+    section = elf.get_section_by_name(name)
+    return section.data() if section is not None else b""
+
+
+def _notes(elf: ELFFile, name: str) -> Iterator[Note]:
+    """The notes of a section (Elf_Nhdr: sizes of owner and data, type; each part padded to 4 bytes)."""
+    import struct
+
+    data = _section(elf, name)
+    order = "<" if elf.little_endian else ">"
+    place = 0
+    while place + 12 <= len(data):
+        owner, size, kind = struct.unpack_from(f"{order}III", data, place)
+        start = place + 12 + (owner + 3 & ~3)
+        if start + size > len(data):
+            return
+        yield Note(kind, data[start : start + size])
+        place = start + (size + 3 & ~3)
+
+
+NT_GNU_BUILD_ID = 3
+
+
+def _build_id(elf: ELFFile) -> str:
+    """The build id in hexadecimal, empty where there is none."""
+    notes = _notes(elf, ".note.gnu.build-id")
+    return next((note.data.hex() for note in notes if note.kind == NT_GNU_BUILD_ID), "")
+
+
+def _debug_link(elf: ELFFile) -> str:
+    return _section(elf, ".gnu_debuglink").partition(b"\0")[0].decode("utf-8", "replace")

@@ -1,0 +1,305 @@
+"""Fetch arguments: what a probe on a function is to read, in the words of the kernel's kprobe_events.
+
+    arguments = parse_fetch("fd=%di name=+0(%si):string r=+8(+0(%dx)):u16", Context(MACHINES["x86_64"], USER))
+
+Each becomes an expression over the registers (ktap.demand): a `Place` is a register by its offset in
+pt_regs, a `Read` is memory. Source: Documentation/trace/kprobetrace.rst, "Synopsis of kprobe_events" and
+"Types"; Documentation/trace/uprobetracer.rst.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+
+from ktap.demand import BYTES, KERNEL, STRING, USER, Binary, Expression, Number, Place, Read, Symbol, Value
+from ktap.registers import WORD_BYTES, Machine, Part, argument_register, argument_slot
+from vm.values import wrap
+
+MOST_ELEMENTS = 64
+"""Of an array (MAX_ARRAY_LEN)."""
+MOST_STRING_BYTES = 4096
+MOST_ARGUMENTS = 128
+"""Of one event (MAX_TRACE_ARGS)."""
+COMM = Value("execname")
+"""`$comm`: the name of the running task."""
+TEXT, COMMAND, INTEGER = "text", "command", "integer"
+"""What the kernel calls string, `$comm`, and everything else."""
+
+
+class Shape(NamedTuple):
+    """A type: how many bytes, and how they are shown."""
+
+    letter: str
+    """`u`, `s`, `x`, `c` (char), `b` (bit field), `S` (string), `y` (symbol)."""
+    size_bytes: int = WORD_BYTES
+    bits: int = 0
+    shift: int = 0
+    """Of a bit field: its width and its first bit."""
+    length: int = 0
+    """Elements of an array, 0 for none."""
+    user: bool = False
+    """Of a string: it is the process's wherever the pointer comes from."""
+
+
+class Argument(NamedTuple):
+    """One value: its name, what is computed or read, and its type."""
+
+    name: str
+    what: Expression
+    shape: Shape
+
+
+class Context(NamedTuple):
+    """What the meaning of an argument depends on."""
+
+    machine: Machine
+    space: str
+    """Whose memory `+8(%di)` is: USER in user probes, KERNEL in the kernel's."""
+    returns: bool = False
+    near: Optional[Callable[[int], Expression]] = None
+    """The address that a place of the probed file (`@+0x20`) is loaded at."""
+
+
+class FetchError(Exception):
+    """An argument that cannot be; `position` is where, counted from the start of the text."""
+
+    def __init__(self, message: str, position: int, hint: Optional[str] = None) -> None:
+        super().__init__(message)
+        self.position = position
+        self.hint = hint
+
+
+NAME = re.compile(r"([A-Za-z_]\w*)=")
+NUMBER = re.compile(r"[+-]?(0[xX][0-9a-fA-F]+|\d+)")
+SIMPLE = re.compile(r"([usx])(8|16|32|64)$")
+BIT_FIELD = re.compile(r"b(\d+)@(\d+)/(8|16|32|64)$")
+TYPES = "types are u8 … u64, s8 … s64, x8 … x64, char, string, ustring, symbol, bWIDTH@OFFSET/SIZE, each with [N]"
+
+
+def parse_fetch(text: str, context: Context) -> Tuple[Argument, ...]:
+    """All arguments of a text. Raises FetchError."""
+    found: List[Argument] = []
+    for word in re.finditer(r"\S+", text):
+        argument = _Reader(text, word.start(), word.end(), context).argument(len(found) + 1)
+        if argument.name in [other.name for other in found]:
+            raise FetchError(f"two arguments are called `{argument.name}`", word.start())
+        found.append(argument)
+    if len(found) > MOST_ARGUMENTS:
+        raise FetchError(f"more than {MOST_ARGUMENTS} arguments", 0)
+    return tuple(found)
+
+
+class _Reader:
+    """Reads one argument: text[at:end]."""
+
+    def __init__(self, text: str, at: int, end: int, context: Context) -> None:
+        self.text = text
+        self.at = at
+        self.end = end
+        self.context = context
+
+    def argument(self, number: int) -> Argument:
+        name = NAME.match(self.text, self.at, self.end)
+        if name is not None:
+            self.at = name.end()
+        start = self.at
+        what = self._value()
+        shape = Shape("S", 1) if what == COMM else Shape("x")
+        if self._taken(":"):
+            shape = self._type(what)
+        if self.at != self.end:
+            raise FetchError(f"unexpected `{self.text[self.at : self.end]}`", self.at)
+        return Argument(name[1] if name else f"arg{number}", self._typed(what, shape, start), shape)
+
+    def _taken(self, sign: str) -> bool:
+        if self.text.startswith(sign, self.at, self.end):
+            self.at += len(sign)
+            return True
+        return False
+
+    def _number(self, what: str) -> int:
+        found = NUMBER.match(self.text, self.at, self.end)
+        if found is None:
+            raise FetchError(f"{what} must be a number", self.at)
+        self.at = found.end()
+        return wrap(int(found[0], 0) if "x" in found[0].lower() else int(found[0]))
+
+    # -- values -----------------------------------------------------------------------------------
+
+    def _value(self) -> Expression:
+        start = self.at
+        sign = self.text[start : start + 1] if start < self.end else ""
+        if sign in ("+", "-"):
+            return self._memory()
+        self.at += 1
+        if sign == "%":
+            return self._register(start)
+        if sign == "$":
+            return self._variable(start)
+        if sign == "@":
+            return self._absolute(start)
+        if sign == "\\":
+            return Number(self._number("a constant"))
+        self.at = start
+        hint = "values are %REGISTER, $argN, $retval, $stackN, $comm, +OFFSET(VALUE), @ADDRESS and \\NUMBER"
+        raise FetchError(f"no value: `{self.text[start : self.end]}`", start, hint)
+
+    def _memory(self) -> Expression:
+        """`+8(VALUE)`, `-4(VALUE)`, `+u8(VALUE)`."""
+        negative = self._taken("-")
+        if not negative:
+            self._taken("+")
+        user = self._taken("u")
+        offset = self._number("an offset")
+        if not self._taken("("):
+            raise FetchError("`(` is missing behind the offset", self.at)
+        inner_at = self.at
+        inner = self._value()
+        if inner == COMM:
+            raise FetchError("$comm is no address", inner_at)
+        if not self._taken(")"):
+            raise FetchError("`)` is missing", self.at)
+        return Read(USER if user else self.context.space, BYTES, _plus(inner, -offset if negative else offset), 8)
+
+    def _word(self) -> str:
+        found = re.compile(r"\w*").match(self.text, self.at, self.end)
+        assert found is not None
+        self.at = found.end()
+        return found[0]
+
+    def _register(self, start: int) -> Expression:
+        machine, name = self.context.machine, self._word()
+        part = machine.registers.get(name) or machine.parts.get(name)
+        if part is None:
+            raise FetchError(f"no register `%{name}`", start, "registers are " + " ".join(machine.registers))
+        return _place(part)
+
+    def _variable(self, start: int) -> Expression:
+        machine, name = self.context.machine, self._word()
+        if name == "comm":
+            return COMM
+        if name == "retval":
+            if not self.context.returns:
+                raise FetchError("$retval is known at a function's return only", start, "add %return to the function")
+            return _register(machine, machine.result)
+        if name == "stack":
+            return _register(machine, machine.stack)
+        if name.startswith("stack") and name[5:].isdigit():
+            return stack_word(self.context, int(name[5:]))
+        if name.startswith("arg") and name[3:].isdigit() and int(name[3:]):
+            if self.context.returns:
+                raise FetchError(f"${name} is known at a function's entry only", start)
+            return call_argument(self.context, int(name[3:]))
+        raise FetchError(f"no value `${name}`", start, "there are $argN, $retval, $stack, $stackN and $comm")
+
+    def _absolute(self, start: int) -> Expression:
+        """`@ADDRESS`, `@+PLACE` (of the file), `@SYMBOL+OFFSET` (of the kernel): the memory there."""
+        space = self.context.space
+        if self.text.startswith("+", self.at, self.end) and self.context.near is not None:
+            return Read(space, BYTES, self.context.near(self._number("a place in the file")), 8)
+        if NUMBER.match(self.text, self.at, self.end):
+            return Read(space, BYTES, Number(self._number("an address")), 8)
+        name = self._word()
+        if not name or space == USER:
+            raise FetchError("an address, or `+` and a place in the file, must follow `@`", start)
+        offset = self._number("an offset") if self.text[self.at : self.at + 1] in ("+", "-") else 0
+        return Read(KERNEL, BYTES, _plus(Symbol(name), offset), 8)
+
+    # -- types ------------------------------------------------------------------------------------
+
+    def _type(self, what: Expression) -> Shape:
+        start = self.at
+        name, bracket, rest = self.text[start : self.end].partition("[")
+        shape = _shape(name)
+        if shape is None:
+            raise FetchError(f"no type `{name}`", start, TYPES)
+        self.at = self.end
+        if not bracket:
+            return shape
+        at = start + len(name)
+        if not rest.endswith("]") or not rest[:-1].isdigit():
+            raise FetchError("a number and `]` must follow `[`", at)
+        count = int(rest[:-1])
+        if not 0 < count <= MOST_ELEMENTS:
+            raise FetchError(f"an array has 1 to {MOST_ELEMENTS} elements", at)
+        if shape.letter in "Sb":
+            raise FetchError("there are no arrays of strings or of bit fields", at)
+        if not isinstance(what, Read):
+            raise FetchError("only memory can be an array", at)
+        return shape._replace(length=count)
+
+    def _typed(self, what: Expression, shape: Shape, start: int) -> Expression:
+        """The expression reading what the type says."""
+        if what == COMM:
+            if shape.letter != "S":
+                raise FetchError("$comm is a string", start)
+            return what
+        if shape.letter == "S":
+            if not isinstance(what, Read):
+                # a value that is itself the address of the string
+                return Read(USER if shape.user else self.context.space, STRING, what, MOST_STRING_BYTES)
+            return Read(USER if shape.user else what.space, STRING, what.address, MOST_STRING_BYTES)
+        if isinstance(what, Read):
+            return what._replace(most_bytes=shape.size_bytes * max(1, shape.length))
+        return what
+
+
+def _shape(name: str) -> Optional[Shape]:
+    """A type by its name; None where there is none."""
+    if name in ("string", "ustring"):
+        return Shape("S", 1, user=name == "ustring")
+    if name == "char":
+        return Shape("c", 1)
+    if name in ("symbol", "symstr"):
+        return Shape("y")
+    simple = SIMPLE.match(name)
+    if simple is not None:
+        return Shape(simple[1], int(simple[2]) // 8)
+    field = BIT_FIELD.match(name)
+    if field is None:
+        return None
+    bits, shift, size = (int(group) for group in field.groups())
+    return Shape("b", size // 8, bits, shift) if bits > 0 and bits + shift <= size else None
+
+
+# -- what calls put where -------------------------------------------------------------------------
+
+
+def _plus(expression: Expression, offset: int) -> Expression:
+    return Binary("ADD", expression, Number(offset)) if offset else expression
+
+
+def _place(part: Part) -> Place:
+    return Place(part.offset, part.size_bytes, False)
+
+
+def _register(machine: Machine, name: str) -> Place:
+    return _place(machine.registers[name])
+
+
+def stack_word(context: Context, number: int) -> Read:
+    """`$stackN`."""
+    address = _plus(_register(context.machine, context.machine.stack), WORD_BYTES * number)
+    return Read(context.space, BYTES, address, WORD_BYTES)
+
+
+def call_argument(context: Context, number: int) -> Expression:
+    """`$argN`: an argument of the call, from 1, at the function's first instruction."""
+    part = argument_register(context.machine, number)
+    return _place(part) if part is not None else stack_word(context, argument_slot(context.machine, number))
+
+
+def call_arguments(context: Context, count: int) -> Sequence[Argument]:
+    """The first arguments of a call, as `arg1` and so on."""
+    return [Argument(f"arg{n}", call_argument(context, n), Shape("s")) for n in range(1, count + 1)]
+
+
+def result(context: Context) -> Expression:
+    """What a function returns."""
+    return _register(context.machine, context.machine.result)
+
+
+def instruction(context: Context) -> Expression:
+    """Where the process is."""
+    return _register(context.machine, context.machine.instruction)

@@ -1,0 +1,217 @@
+"""Records of probes on functions and markers: the format that the kernel's own uprobe_events would give them,
+and the code that fills one from the registers.
+
+A record begins like every tracepoint's; then come `__probe_ip` (at a return `__probe_func`), the fetch
+arguments, and behind them `__probe_ret_ip` and `__probe_retval`. So filters, fields, argstr and handlers in
+the kernel read these events as they read tracepoints.
+Source: kernel/trace/trace_probe.c and trace_probe_tmpl.h.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, List, NamedTuple, Optional, Sequence, Tuple
+
+from ktap.demand import STRING, Expression, Read, Value
+from ktap.event_format import BYTES, DATA_LOC, INLINE, INTEGER, INTEGERS, RETVAL, TEXT, EventFormat, Field
+from ktap.fetch import COMM, MOST_STRING_BYTES, Argument, Shape
+
+if TYPE_CHECKING:
+    from ktap.capture import Frame
+
+GROUP = "uprobes"
+ENTRY_ADDRESS, RETURN_FUNCTION, RETURN_ADDRESS = "__probe_ip", "__probe_func", "__probe_ret_ip"
+FUNCTION = Value("function")
+"""The address of the function that returns, which only the kernel knows."""
+HEADER_BYTES = 8
+"""The common fields."""
+COMM_BYTES = 16
+STACK_RECORD_BYTES = 160
+"""A record up to this size is made on the program's stack."""
+
+DECLARED = {"u": "u", "x": "u", "s": "s", "c": "u", "b": "u", "y": "u"}
+PRINTED = {"u": "%u", "x": "0x%x", "s": "%d", "c": "'%c'", "b": "%u", "y": "%pS"}
+LONG_PRINTED = {"u": "%Lu", "x": "0x%Lx", "s": "%Ld", "b": "%Lu", "y": "%pS"}
+
+
+class Part(NamedTuple):
+    """One value of a record: where it goes, what it is."""
+
+    offset: int
+    what: Expression
+    shape: Shape
+
+
+class Recipe(NamedTuple):
+    """How a record is made."""
+
+    parts: Tuple[Part, ...]
+    fixed_bytes: int
+
+    @property
+    def strings(self) -> int:
+        """How many values vary in size."""
+        return sum(part.shape.letter == "S" for part in self.parts)
+
+    @property
+    def most_bytes(self) -> int:
+        """Size of the largest record."""
+        return self.fixed_bytes + MOST_STRING_BYTES * self.strings
+
+
+class Record(NamedTuple):
+    """The format of an event's records, and how they are made."""
+
+    format: EventFormat
+    recipe: Recipe
+
+
+def record_of(
+    name: str, arguments: Sequence[Argument], address: Argument, hidden: Sequence[Argument], shown: bool
+) -> Record:
+    """The record of an event called `name`.
+
+    `address` comes first, `hidden` last; only `arguments` are in the text, and only where `shown`.
+    """
+    fields: List[Field] = []
+    parts: List[Part] = []
+    offset = HEADER_BYTES
+    for argument in (address, *arguments, *hidden):
+        field = _field(argument, offset)
+        fields.append(field)
+        parts.append(Part(field.offset, argument.what, argument.shape))
+        offset = field.offset + field.size
+    head, values = '"(0x%lx)', [f"REC->{address.name}"]
+    if any(argument.name == RETURN_ADDRESS for argument in hidden):
+        head, values = '"(0x%lx <- 0x%lx)', [f"REC->{RETURN_ADDRESS}", f"REC->{address.name}"]
+    for argument in arguments if shown else ():
+        text, value = _printed(argument)
+        head += f" {argument.name}={text}"
+        values += value
+    event_format = EventFormat(GROUP, name, 0, (), tuple(fields), ", ".join([head + '"', *values]))
+    return Record(event_format, Recipe(tuple(parts), offset + 7 & ~7))
+
+
+def _field(argument: Argument, offset: int) -> Field:
+    name, shape = argument.name, argument.shape
+    if shape.letter == "S":
+        offset = offset + 3 & ~3
+        return Field(name, "char", offset, 4, True, TEXT, DATA_LOC, 1, f"__data_loc char[] {name}")
+    size = shape.size_bytes
+    offset = offset + size - 1 & -size
+    type_name = f"{DECLARED[shape.letter]}{8 * size}"
+    signed = shape.letter == "s"
+    if not shape.length:
+        return Field(name, type_name, offset, size, signed, INTEGER, INLINE, size, f"{type_name} {name}")
+    kind = INTEGERS if size > 1 else BYTES
+    declaration = f"{type_name} {name}[{shape.length}]"
+    return Field(name, type_name, offset, size * shape.length, signed, kind, INLINE, size, declaration)
+
+
+def _printed(argument: Argument) -> Tuple[str, List[str]]:
+    """How the kernel prints a value: its format, and what it takes."""
+    name, shape = argument.name, argument.shape
+    if shape.letter == "S":
+        return '\\"%s\\"', [f"__get_str({name})"]
+    text = (LONG_PRINTED if shape.size_bytes == 8 else PRINTED)[shape.letter]
+    if not shape.length:
+        return text, [f"REC->{name}"]
+    return "{" + ",".join([text] * shape.length) + "}", [f"REC->{name}[{n}]" for n in range(shape.length)]
+
+
+# -- code -----------------------------------------------------------------------------------------
+
+
+def fill_record(frame: Frame, recipe: Recipe, room: Optional[str] = None) -> str:
+    """Make a record, but for its first 8 bytes, of what the frame's base (the registers) holds; where it is."""
+    w = frame.w
+    if recipe.most_bytes <= STACK_RECORD_BYTES:
+        space = w.local(recipe.fixed_bytes, "record")
+    else:
+        key = w.local(4, "key")
+        w.store(4, frame.task.cpu, key)
+        space = w.lookup("fetched", key)
+    w.store(8, 0, space)
+    _clear_gaps(frame, recipe, space)
+    position = str(recipe.fixed_bytes)
+    for part in recipe.parts:
+        if part.shape.letter == "S":
+            position = _text(frame, part, space, position)
+        elif part.shape.length:
+            assert isinstance(part.what, Read)
+            size = part.shape.size_bytes * part.shape.length
+            w.call(f"probe_read_{part.what.space}", w.at(space, part.offset), size, frame.expression(part.what.address))
+        else:
+            value = _word(frame, part)
+            w.store(part.shape.size_bytes, w.narrowed(value, part.shape.size_bytes), space, part.offset)
+    return space
+
+
+def _clear_gaps(frame: Frame, recipe: Recipe, space: str) -> None:
+    """The bytes between values are copied with the rest, so they must be something."""
+    covered = [False] * recipe.fixed_bytes
+    for part in recipe.parts:
+        size = 4 if part.shape.letter == "S" else part.shape.size_bytes * max(1, part.shape.length)
+        covered[part.offset : part.offset + size] = [True] * size
+    for word in range(HEADER_BYTES, recipe.fixed_bytes, 8):
+        if not all(covered[word : word + 8]):
+            frame.w.store(8, 0, space, word)
+    for part in recipe.parts:
+        if part.shape.length:
+            for word in range(part.offset & ~7, part.offset + part.shape.size_bytes * part.shape.length, 8):
+                frame.w.store(8, 0, space, word)
+
+
+def _word(frame: Frame, part: Part) -> str:
+    """A value as an i64."""
+    w = frame.w
+    if part.what == FUNCTION:
+        return w.call("get_func_ip", "%ctx")
+    value = frame.expression(part.what)
+    if part.shape.bits:
+        value = w.value(f"lshr i64 {value}, {part.shape.shift}")
+        value = w.value(f"and i64 {value}, {(1 << part.shape.bits) - 1}")
+    return value
+
+
+def _text(frame: Frame, part: Part, space: str, position: str) -> str:
+    """Read a string to a position behind the fixed part, and note where; the position behind it."""
+    w = frame.w
+    target = w.at(space, position)
+    if part.what == COMM:
+        w.call("get_current_comm", target, COMM_BYTES)
+        length = str(COMM_BYTES)
+    else:
+        assert isinstance(part.what, Read) and part.what.kind == STRING
+        address = frame.expression(part.what.address)
+        length = w.call(f"probe_read_{part.what.space}_str", target, MOST_STRING_BYTES, address)
+        unread = w.value(f"icmp ugt i64 {length}, {MOST_STRING_BYTES}")
+        length = w.value(f"select i1 {unread}, i64 0, i64 {length}")
+    where = w.value(f"or i64 {position}, {w.value(f'shl i64 {length}, 16')}")
+    w.store(4, w.narrowed(where, 4), space, part.offset)
+    return _behind(frame, position, length)
+
+
+def _behind(frame: Frame, position: str, length: str) -> str:
+    """The position behind a string; the bound, which always holds, is said in a way that the verifier follows."""
+    w = frame.w
+    if length.isdigit():
+        return str(int(position) + int(length)) if position.isdigit() else w.value(f"add i64 {position}, {length}")
+    some, none, both = w.fresh("some"), w.fresh("none"), w.fresh("both")
+    w.branch(w.value(f"icmp ugt i64 {length}, {MOST_STRING_BYTES}"), none, some)
+    w.label(some)
+    moved = w.value(f"add i64 {position}, {length}")
+    w.goto(both)
+    w.label(none)
+    w.goto(both)
+    w.label(both)
+    return w.value(f"phi i64 [ {moved}, %{some} ], [ {position}, %{none} ]")
+
+
+def address_argument(what: Expression, returns: bool) -> Argument:
+    """The first value of every record: where the probe is."""
+    return Argument(RETURN_FUNCTION if returns else ENTRY_ADDRESS, what, Shape("x"))
+
+
+def return_arguments(where: Expression, value: Expression) -> Tuple[Argument, ...]:
+    """The last values of a return's record: where it returns to, and with what."""
+    return Argument(RETURN_ADDRESS, where, Shape("x")), Argument(RETVAL, value, Shape("s"))

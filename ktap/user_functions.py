@@ -1,0 +1,214 @@
+"""Functions of programs and libraries: from what a script writes behind `probe:` to places in files.
+
+    probe:libc:malloc              the library as the loader finds it
+    probe:bash:readline%return     the program as PATH does
+    probe:/lib/x.so:mall*          a glob over its functions
+    probe:/lib/x.so:0x82000        a place in the file
+
+A breakpoint in the middle of an instruction breaks the process that runs it, so only the first
+instruction of a function that a symbol names is taken, unless the user says --unsafe.
+"""
+
+from __future__ import annotations
+
+import re
+from fnmatch import translate
+from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
+
+from ktap.demangle import demangle, is_mangled
+from ktap.elf import Binary, Function, NotElf, open_binary
+from ktap.libraries import find_file, known_names
+
+RETURN = "%return"
+FETCH_BEHIND_NAME = re.compile(r"\s+(?=(\w+=)?[%$@+\\-])")
+PLACE = re.compile(r"(0[xX][0-9a-fA-F]+|\d+)$")
+BEHIND = re.compile(r"(.+)\+(0[xX][0-9a-fA-F]+|\d+)$")
+PARTS = (".cold", ".part.")
+"""What the compiler adds to the names of pieces of a function, which are entered by jumps and return for it."""
+
+
+class Spot(NamedTuple):
+    """A place to probe."""
+
+    path: str
+    offset: int
+    """In the file."""
+    address: int
+    """As linked."""
+    semaphore: int = 0
+    """Where the file has the counter that says that somebody traces the marker, 0 for none."""
+
+
+class Found(NamedTuple):
+    """A function that an event means."""
+
+    name: str
+    """As probename gives it."""
+    spot: Spot
+
+
+class Written(NamedTuple):
+    """An event taken apart."""
+
+    target: str
+    symbol: str
+    returns: bool
+    fetch: str
+    fetch_at: int
+    """Where the fetch arguments start in the text."""
+
+
+class NoEvent(Exception):
+    """What a script asks for is not there."""
+
+    def __init__(self, message: str, hint: Optional[str] = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def is_user(rest: str) -> bool:
+    """Whether what follows `probe:` names a file: `libc:malloc` does, `vfs_read` does not."""
+    return ":" in rest.split(None, 1)[0] if rest.strip() else False
+
+
+def take_apart(text: str) -> Written:
+    """`probe:TARGET:SYMBOL[%return] [FETCH ...]`, or another kind of event of that form."""
+    _, _, rest = text.partition(":")
+    target, _, behind = rest.partition(":")
+    # names as C++ writes them have spaces in their brackets
+    gap = FETCH_BEHIND_NAME.search(behind) if "(" in behind.split(None, 1)[0] else re.search(r"\s+", behind)
+    symbol, fetch = (behind[: gap.start()], behind[gap.end() :]) if gap is not None else (behind, "")
+    returns = symbol.endswith(RETURN)
+    symbol = symbol[: -len(RETURN)] if returns else symbol
+    return Written(target, symbol.strip(), returns, fetch, len(text) - len(fetch))
+
+
+def open_target(target: str) -> Binary:
+    """The file of a target. Raises NoEvent."""
+    path = find_file(target)
+    if path is None:
+        if "/" in target:
+            raise NoEvent(f"no program or library at `{target}`")
+        from compiler.spell import suggest
+
+        near = suggest(target, known_names())
+        hint = f"did you mean `{near}`?" if near else "write its path, /…"
+        raise NoEvent(f"no library or program `{target}`", hint)
+    try:
+        return open_binary(path)
+    except OSError as error:
+        raise NoEvent(f"cannot read {path}: {error.strerror}") from error
+    except NotElf as error:
+        raise NoEvent(f"`{path}` {error}") from error
+
+
+def is_glob(symbol: str) -> bool:
+    """Whether a symbol is a pattern; `operator*` and `f(char*)` are C++."""
+    return any(sign in symbol for sign in "*?[") and not symbol.endswith(")") and "operator" not in symbol
+
+
+def find_functions(written: Written, unsafe: bool) -> List[Found]:
+    """The functions an event means, each place once, in the order of the file. Raises NoEvent."""
+    binary = open_target(written.target)
+    symbol = written.symbol
+    if PLACE.match(symbol):
+        return [_at_place(binary, int(symbol, 0), written.returns, unsafe)]
+    if is_glob(symbol):
+        return _matching(binary, symbol)
+    found = _named(binary, symbol)
+    if found:
+        return found
+    behind = BEHIND.match(symbol)
+    if behind is not None and (start := _named(binary, behind[1])):
+        offset = int(behind[2], 0)
+        return [_at_place(binary, one.spot.offset + offset, written.returns, unsafe) for one in start]
+    raise _missing(binary, symbol)
+
+
+def _spot(binary: Binary, function: Function) -> Spot:
+    return Spot(binary.path, function.offset, function.address)
+
+
+def plain(name: str) -> str:
+    """A demangled name without its parameters."""
+    return name.partition("(")[0] if not name.startswith("(") and "operator(" not in name else name
+
+
+def _named(binary: Binary, symbol: str) -> List[Found]:
+    """The functions of a name, with or without its version (`memcpy@GLIBC_2.14`); static ones may be several."""
+    name, _, version = symbol.partition("@")
+    version = version.lstrip("@")
+    same = [f for f in binary.functions if f.name == name and (not version or f.version == version)]
+    if not same and ("::" in symbol or "(" in symbol or not version):
+        same = [f for f in binary.functions if is_mangled(f.name) and symbol in _readable(f.name)]
+    direct = [function for function in same if not function.indirect]
+    if same and not direct:
+        others = [f.name for f in binary.functions if f.name.startswith((f"__{name}_", f"{name}_")) and not f.indirect]
+        hint = f"the file has {', '.join(sorted(set(others))[:6])}" if others else None
+        raise NoEvent(f"`{name}` is chosen when a program starts: its symbol is no function to probe", hint)
+    return _once(binary, direct)
+
+
+def _readable(name: str) -> Tuple[str, str]:
+    found = demangle(name)
+    return found, plain(found)
+
+
+def _matching(binary: Binary, pattern: str) -> List[Found]:
+    match = re.compile(translate(pattern)).match
+    whole = [f for f in binary.functions if not f.indirect and not any(part in f.name for part in PARTS)]
+    found = [f for f in whole if match(f.name)]
+    if not found or "::" in pattern:
+        found += [f for f in whole if is_mangled(f.name) and any(match(name) for name in _readable(f.name))]
+    if not found:
+        raise NoEvent(f"no function of {binary.path} matches `{pattern}`", f"ktap -lf {binary.path} shows them")
+    return _once(binary, found)
+
+
+def _once(binary: Binary, functions: Iterable[Function]) -> List[Found]:
+    """Each place once, under the best of its names: the one with the fewest underscores in front, then the shortest."""
+    best: dict[int, Function] = {}
+    for function in functions:
+        other = best.get(function.offset)
+        if other is None or _rank(function.name) < _rank(other.name):
+            best[function.offset] = function
+    return [Found(demangle(function.name), _spot(binary, function)) for function in best.values()]
+
+
+def _rank(name: str) -> Tuple[int, int]:
+    return len(name) - len(name.lstrip("_")), len(name)
+
+
+def _at_place(binary: Binary, offset: int, returns: bool, unsafe: bool) -> Found:
+    """What is at a place of the file."""
+    starting = [function for function in binary.functions if function.offset == offset and not function.indirect]
+    if starting:
+        return _once(binary, starting)[0]
+    address = binary.address_of(offset)
+    if address is None:
+        raise NoEvent(f"{binary.path} is not loaded at {offset:#x}: it is outside of its segments")
+    if returns:
+        raise NoEvent(f"no function starts at {offset:#x} of {binary.path}, so none returns")
+    around = binary.function_at(address)
+    if not unsafe:
+        where = f"it is {address - around.address:#x} behind the start of `{around.name}`" if around is not None else ""
+        hint = f"{where}; " if where else ""
+        raise NoEvent(
+            f"no function starts at {offset:#x} of {binary.path}",
+            f"{hint}a breakpoint within an instruction breaks the program; --unsafe sets it all the same",
+        )
+    name = f"{demangle(around.name)}+{address - around.address:#x}" if around is not None else f"{offset:#x}"
+    return Found(name, Spot(binary.path, offset, address))
+
+
+def _missing(binary: Binary, symbol: str) -> NoEvent:
+    from compiler.spell import suggest
+
+    names: Sequence[str] = sorted({function.name for function in binary.functions})
+    if not names:
+        return NoEvent(
+            f"{binary.path} has no symbols", "a package with its debug symbols, or a probe at 0x… with --unsafe"
+        )
+    near = suggest(symbol, names)
+    hint = f"did you mean `{near}`?" if near else f"ktap -lf {binary.path} shows its functions"
+    return NoEvent(f"{binary.path} has no function `{symbol}`", hint)
