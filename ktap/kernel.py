@@ -80,8 +80,8 @@ def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
     return ctypes.addressof(buffer)
 
 
-def _bpf(command: int, attribute: bytes, what: str) -> tuple[int, bytes]:
-    """bpf(2): its result and the attribute as the kernel left it."""
+def bpf_call(command: int, attribute: bytes, what: str) -> tuple[int, bytes]:
+    """bpf(2): its result and the attribute as the kernel left it. Raises OSError."""
     buffer = ctypes.create_string_buffer(attribute, len(attribute))
     result = _libc.syscall(_architecture(BPF_CALL, "bpf"), command, buffer, len(attribute))
     if result < 0:
@@ -92,7 +92,7 @@ def _bpf(command: int, attribute: bytes, what: str) -> tuple[int, bytes]:
 def _counted(command: int, attribute: bytes, what: str) -> int:
     """Make a map or a program. Kernels before 5.11 count both against RLIMIT_MEMLOCK, which is lifted where it may be."""
     try:
-        return _bpf(command, attribute, what)[0]
+        return bpf_call(command, attribute, what)[0]
     except PermissionError:
         import resource
 
@@ -100,7 +100,7 @@ def _counted(command: int, attribute: bytes, what: str) -> int:
             raise
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    return _bpf(command, attribute, what)[0]
+    return bpf_call(command, attribute, what)[0]
 
 
 # -- maps ---------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def lookup(fd: int, key: bytes, value_bytes: int) -> Optional[bytes]:
     key_buffer = ctypes.create_string_buffer(key, len(key))
     value = ctypes.create_string_buffer(value_bytes)
     try:
-        _bpf(MAP_LOOKUP, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), _address(value), 0), "map lookup")
+        bpf_call(MAP_LOOKUP, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), _address(value), 0), "map lookup")
     except OSError as error:
         if error.errno == errno.ENOENT:
             return None
@@ -131,18 +131,18 @@ def update(fd: int, key: bytes, value: bytes) -> None:
     """Set the value under a key."""
     key_buffer = ctypes.create_string_buffer(key, len(key))
     buffer = ctypes.create_string_buffer(value, len(value))
-    _bpf(MAP_UPDATE, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), _address(buffer), 0), "map update")
+    bpf_call(MAP_UPDATE, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), _address(buffer), 0), "map update")
 
 
 def delete(fd: int, key: bytes) -> None:
     """Remove a key."""
     key_buffer = ctypes.create_string_buffer(key, len(key))
-    _bpf(MAP_DELETE, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), 0, 0), "map delete")
+    bpf_call(MAP_DELETE, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), 0, 0), "map delete")
 
 
 def freeze(fd: int) -> None:
     """Let no process change a map any more."""
-    _bpf(MAP_FREEZE, struct.pack("=I", fd), "map freeze")
+    bpf_call(MAP_FREEZE, struct.pack("=I", fd), "map freeze")
 
 
 def keys(fd: int, key_bytes: int) -> Iterator[bytes]:
@@ -152,7 +152,7 @@ def keys(fd: int, key_bytes: int) -> Iterator[bytes]:
     while True:
         start = _address(current) if current is not None else 0
         try:
-            _bpf(MAP_NEXT_KEY, struct.pack("=IIQQQ", fd, 0, start, _address(following), 0), "map next key")
+            bpf_call(MAP_NEXT_KEY, struct.pack("=IIQQQ", fd, 0, start, _address(following), 0), "map next key")
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return
@@ -164,7 +164,7 @@ def keys(fd: int, key_bytes: int) -> Iterator[bytes]:
 def create_map_of_maps(name: str, inner: int) -> int:
     """An array of one map; `inner` is a map of the kind it holds, and what it holds at first. Raises OSError."""
     attribute = struct.pack("=IIIIII I16s", ARRAY_OF_MAPS, 4, 4, 1, 0, inner, 0, name.encode()[:15])
-    outer, _ = _bpf(MAP_CREATE, attribute, f"map {name}")
+    outer, _ = bpf_call(MAP_CREATE, attribute, f"map {name}")
     update(outer, bytes(4), struct.pack("=I", inner))
     return outer
 
@@ -206,8 +206,20 @@ def take_all(fd: int, key_bytes: int, value_bytes: int, remove: bool) -> Iterato
 # -- programs -----------------------------------------------------------------------------------
 
 
-def load(kind: int, instructions: bytes, log_bytes: int = 0, flags: int = 0, name: str = "ktap") -> int:
-    """Load a program with bpf(2) alone. Raises OSError, with the verifier's log as `strerror` where one is asked for."""
+def load(
+    kind: int,
+    instructions: bytes,
+    log_bytes: int = 0,
+    flags: int = 0,
+    name: str = "ktap",
+    expected: int = 0,
+    function: int = 0,
+) -> int:
+    """Load a program with bpf(2) alone. Raises OSError, with the verifier's log as `strerror` where one is asked for.
+
+    `expected` is how it will be attached, where its kind leaves that open; `function` the one it is for, by its id in
+    BTF.
+    """
     code = ctypes.create_string_buffer(instructions, len(instructions))
     license_text = ctypes.create_string_buffer(b"GPL")
     log = ctypes.create_string_buffer(log_bytes or 1)
@@ -224,6 +236,8 @@ def load(kind: int, instructions: bytes, log_bytes: int = 0, flags: int = 0, nam
         flags,
         name.encode()[:NAME_BYTES],
     )
+    if expected:
+        attribute += struct.pack("=IIIIQIIQIII", 0, expected, 0, 0, 0, 0, 0, 0, 0, function, 0)
     try:
         return _counted(PROGRAM_LOAD, attribute, "program load")
     except OSError as error:
@@ -290,10 +304,12 @@ def reaches(variable: int) -> bool:
     """Whether programs may refer to a per-CPU variable of the kernel, by its id in BTF."""
     pseudo_btf_id = 3
     load_address = struct.pack("<BBhi", 0x18, 1 | pseudo_btf_id << 4, 0, variable) + bytes(8)
-    return loads(RAW_TRACEPOINT, load_address + struct.pack("<BBhi", 0xB7, 0, 0, 0) + EXIT)
+    return loads(RAW_TRACEPOINT, load_address + RETURN_ZERO)
 
 
 EXIT = struct.pack("<BBhi", 0x95, 0, 0, 0)
+RETURN_ZERO = struct.pack("<BBhi", 0xB7, 0, 0, 0) + EXIT
+"""The smallest program."""
 
 
 def calls(*helpers: int) -> bytes:
@@ -304,14 +320,14 @@ def calls(*helpers: int) -> bytes:
 def attach_raw_tracepoint(program: int, name: str) -> int:
     """Attach a raw tracepoint program; detached when the descriptor is closed. Raises OSError."""
     text = ctypes.create_string_buffer(name.encode())
-    return _bpf(RAW_TRACEPOINT_OPEN, struct.pack("=QII", _address(text), program, 0), f"raw tracepoint {name}")[0]
+    return bpf_call(RAW_TRACEPOINT_OPEN, struct.pack("=QII", _address(text), program, 0), f"raw tracepoint {name}")[0]
 
 
 def test_run(program: int, context: bytes) -> int:
     """What a raw tracepoint program returns for a made-up context (BPF_PROG_TEST_RUN)."""
     buffer = ctypes.create_string_buffer(context, len(context))
     attribute = struct.pack("=IIIIQQIIIIQQII", program, 0, 0, 0, 0, 0, 0, 0, len(context), 0, _address(buffer), 0, 0, 0)
-    result: int = struct.unpack_from("=I", _bpf(TEST_RUN, attribute, "test run")[1], 4)[0]
+    result: int = struct.unpack_from("=I", bpf_call(TEST_RUN, attribute, "test run")[1], 4)[0]
     return result
 
 
@@ -327,7 +343,7 @@ class ProgramInfo(NamedTuple):
 def program_info(fd: int) -> ProgramInfo:
     """Id, name and misses (`recursion_misses`, Linux 5.12; 0 before)."""
     info = ctypes.create_string_buffer(232)
-    _bpf(INFO_BY_FD, struct.pack("=IIQ", fd, len(info), _address(info)), "program info")
+    bpf_call(INFO_BY_FD, struct.pack("=IIQ", fd, len(info), _address(info)), "program info")
     number = struct.unpack_from("=I", info.raw, 4)[0]
     name = info.raw[64:80].split(b"\0")[0].decode()
     return ProgramInfo(number, name, struct.unpack_from("=Q", info.raw, 208)[0])
@@ -339,7 +355,9 @@ def object_ids(command: int) -> list[int]:
     current = 0
     while True:
         try:
-            current = struct.unpack_from("=I", _bpf(command, struct.pack("=III", current, 0, 0), "next id")[1], 4)[0]
+            current = struct.unpack_from("=I", bpf_call(command, struct.pack("=III", current, 0, 0), "next id")[1], 4)[
+                0
+            ]
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return found
@@ -360,12 +378,15 @@ class Counter(NamedTuple):
     flags: int = 0
     wakeup: int = 0
     """Events, or bytes with FLAG_WATERMARK, until a reader is woken."""
+    config1: int = 0
+    config2: int = 0
+    """Of a PMU that has more to say than `config` does."""
 
 
 def open_perf_event(counter: Counter, cpu: int, pid: int = -1, what: str = "perf event") -> int:
     """perf_event_open(2), close-on-exec. Raises OSError."""
     attribute = struct.pack(
-        "=IIQQQQQII",
+        "=IIQQQQQIIQQ",
         counter.type,
         ATTRIBUTE_BYTES,
         counter.config,
@@ -375,6 +396,8 @@ def open_perf_event(counter: Counter, cpu: int, pid: int = -1, what: str = "perf
         counter.flags,
         counter.wakeup,
         0,
+        counter.config1,
+        counter.config2,
     ).ljust(ATTRIBUTE_BYTES, b"\0")
     buffer = ctypes.create_string_buffer(attribute, ATTRIBUTE_BYTES)
     number = _architecture(PERF_CALL, "perf_event_open")

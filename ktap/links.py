@@ -1,0 +1,96 @@
+"""Hanging programs on functions of the kernel: three ways, each held by a file descriptor of this process.
+
+- a *typed* program (fentry, fexit) is loaded for one function that BTF knows, and attached as a raw tracepoint is;
+- a *multi* link hangs one program on any number of functions that the function tracer can trace (Linux 5.18);
+- a perf event of the kprobe PMU is one instruction, or the return of one function.
+
+Sources: linux/bpf.h (BPF_LINK_CREATE, struct bpf_link_info), linux/perf_event.h, kernel/trace/trace_event_perf.c.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from contextlib import suppress
+from functools import cache
+from typing import Optional, Sequence
+
+from ktap import kernel
+
+TRACING = 26
+"""Kind of a typed program."""
+FENTRY, FEXIT, KPROBE_MULTI = 24, 25, 42
+"""What a program is attached as."""
+LINK_CREATE = 28
+RETURNS = 1
+"""Flag of a multi link; bit of a perf event's config."""
+DEVICE = "/sys/bus/event_source/devices/kprobe/type"
+
+
+@cache
+def probe_type() -> Optional[int]:
+    """The type of the kprobe PMU's perf events, None where the kernel has none."""
+    with suppress(OSError), open(DEVICE) as file:
+        return int(file.read())
+    return None
+
+
+@cache
+def has_multi() -> bool:
+    """Whether there are multi links: kernels without look for no function, others do not find it."""
+    try:
+        program = kernel.load(kernel.KPROBE, kernel.RETURN_ZERO, expected=KPROBE_MULTI)
+    except OSError:
+        return False
+    try:
+        os.close(attach_multi_symbols(program, [b"ktap: no such function"]))
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    finally:
+        os.close(program)
+    return True
+
+
+def attach_typed(program: int, what: str) -> int:
+    """Attach a typed program to the function it was loaded for. Raises OSError."""
+    return kernel.bpf_call(kernel.RAW_TRACEPOINT_OPEN, struct.pack("=QII", 0, program, 0), what)[0]
+
+
+def attach_multi(program: int, addresses: Sequence[int], cookies: Sequence[int], returns: bool) -> int:
+    """Attach a program to functions by address; each has a cookie, which the program can ask for. Raises OSError."""
+    count = len(addresses)
+    places, numbers = (ctypes.c_uint64 * count)(*addresses), (ctypes.c_uint64 * count)(*cookies)
+    flags = RETURNS if returns else 0
+    addresses_at, cookies_at = ctypes.addressof(places), ctypes.addressof(numbers)
+    attribute = struct.pack("=IIIIIIQQQ", program, 0, KPROBE_MULTI, 0, flags, count, 0, addresses_at, cookies_at)
+    return kernel.bpf_call(LINK_CREATE, attribute, f"{count} functions")[0]
+
+
+def attach_multi_symbols(program: int, names: Sequence[bytes]) -> int:
+    """The same by name and without cookies. Raises OSError."""
+    texts = (ctypes.c_char_p * len(names))(*names)
+    place = ctypes.addressof(texts)
+    attribute = struct.pack("=IIIIIIQQQ", program, 0, KPROBE_MULTI, 0, 0, len(names), place, 0, 0)
+    return kernel.bpf_call(LINK_CREATE, attribute, "functions by name")[0]
+
+
+def open_probe(symbol: str, offset: int, returns: bool) -> int:
+    """A perf event of a function, or of an instruction within it. Raises OSError."""
+    kind = probe_type()
+    assert kind is not None
+    name = ctypes.create_string_buffer(symbol.encode())
+    config = RETURNS if returns else 0
+    counter = kernel.Counter(kind, config, period=1, config1=ctypes.addressof(name), config2=offset)
+    return kernel.open_perf_event(counter, kernel.online_cpus()[0], what=symbol)  # its program runs on all processors
+
+
+def multi_misses(link: int) -> int:
+    """How often the functions of a multi link were not traced because the kernel was tracing already (Linux 6.7; 0 before)."""
+    info = ctypes.create_string_buffer(80)
+    with suppress(OSError):
+        kernel.bpf_call(kernel.INFO_BY_FD, struct.pack("=IIQ", link, len(info), ctypes.addressof(info)), "link info")
+        missed: int = struct.unpack_from("=Q", info.raw, 32)[0]
+        return missed
+    return 0
