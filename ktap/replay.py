@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from struct import Struct
 from typing import (
     Callable,
     Dict,
@@ -27,7 +28,7 @@ from typing import (
 )
 
 from ktap import recording as file
-from ktap.captured import Kind, make_event
+from ktap.captured import ARGUMENTS, MEMBER, READ, RECORD, Kind, make_event
 from ktap.chunks import ChunkReader, NoRecording
 from ktap.demand import Demand
 from ktap.event_format import EventFormat, parse_format
@@ -51,7 +52,8 @@ class Track(NamedTuple):
     kind: Kind
     decode: Decoder
     fixed_bytes: int
-    varying: Tuple[int, ...]
+    lengths: Tuple[int, ...]
+    """Where in the fixed part the lengths of what varies are."""
     signed: Tuple[int, ...]
     """Where 8-byte integers are that scripts see as they are: the time, the cgroup."""
     record: Optional[int]
@@ -167,22 +169,24 @@ def _track(event: file.RecordedEvent) -> Track:
         event.plumbing,
         event.members,
     )
-    varying = tuple(3 + index for index, slot in enumerate(layout.slots) if slot.varies)
+    lengths = tuple(layout.offset(index) for index, slot in enumerate(layout.slots) if slot.varies)
     cgroup = layout.item("cgroup")
     signed = (0,) if cgroup is None else (0, cgroup)
-    record, least = layout.item("record"), _record_bytes(event_format)
-    arguments = layout.item("arguments")
+    record, least = layout.item(RECORD), _record_bytes(event_format)
+    arguments = layout.item(ARGUMENTS)
     if arguments is not None and layout.slots[arguments - 3].size_bytes != 8 * len(event.arguments):
         raise Malformed(f"the arguments of {event.label}")
     for number in range(len(event.reads)):
-        if layout.item(f"read:{number}") is None:
+        if layout.item(f"{READ}{number}") is None:
             raise Malformed(f"the reads of {event.label}")
     for member in event.members:
-        if not 0 <= member.shift < 64 or not 0 <= member.bits <= 64:
+        placed = layout.item(f"{MEMBER}{member.path}") is not None
+        if not placed or not 0 <= member.shift < 64 or not 0 <= member.bits <= 64:
             raise Malformed(f"the members of {event.label}")
-    return Track(event, kind, decoder(layout), layout.fixed_bytes, varying, signed, record, least)
+    return Track(event, kind, decoder(layout), layout.fixed_bytes, lengths, signed, record, least)
 
 
+LENGTH_AT = Struct("=" + LENGTH).unpack_from
 SIZES = {"Q": 8, "q": 8, "I": 4, "i": 4}
 
 
@@ -390,7 +394,7 @@ class ReplaySource:
     def _over(self, damage: Optional[str]) -> Batch:
         """The last batch; says where the recording is not whole."""
         end = self._recording.end
-        if end is not None:
+        if end is not None and damage is None:
             self._host.time_ns = max(self._host.time_ns, end.end_ns)
         elif not self._told:
             self._told = True
@@ -409,15 +413,15 @@ class ReplaySource:
             track = tracks[number]
             if at + track.fixed_bytes > len(data):
                 raise Malformed("a record is cut off")
+            following = at + track.fixed_bytes
+            for place in track.lengths:
+                following += max(0, LENGTH_AT(view, at + place)[0])
+            if following > len(data):
+                raise Malformed("a record is cut off")
             values = track.decode(view, at)
             if any([values[place] >> 63 for place in track.signed]):  # type: ignore[operator]  # integers by the layout
                 raise Malformed("a number that no integer holds")
-            at += track.fixed_bytes
-            for place in track.varying:
-                part = values[place]
-                at += len(part) if isinstance(part, bytes) else 0
-            if at > len(data):
-                raise Malformed("a record is cut off")
+            at = following
             if track.record is not None:
                 raw = values[track.record]
                 if not isinstance(raw, bytes) or len(raw) < track.record_bytes:
