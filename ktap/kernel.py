@@ -24,7 +24,7 @@ MAP_CREATE = 0
 MAP_FREEZE, MAP_LOOKUP_BATCH, MAP_TAKE_BATCH = 22, 24, 25
 MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROGRAM_LOAD = 1, 2, 3, 4, 5
 TEST_RUN, PROGRAM_NEXT_ID, MAP_NEXT_ID, INFO_BY_FD, RAW_TRACEPOINT_OPEN = 10, 11, 12, 15, 17
-LINK_NEXT_ID = 31
+LINK_CREATE, LINK_NEXT_ID = 28, 31
 
 # kinds of maps
 HASH, ARRAY, PERF_EVENT_ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, RINGBUF = 1, 2, 4, 5, 6, 9, 27
@@ -212,12 +212,12 @@ def load(
     log_bytes: int = 0,
     flags: int = 0,
     name: str = "ktap",
-    expected: int = 0,
+    attach_type: int = 0,
     function: int = 0,
 ) -> int:
     """Load a program with bpf(2) alone. Raises OSError, with the verifier's log as `strerror` where one is asked for.
 
-    `expected` is how it will be attached, where its kind leaves that open; `function` the one it is for, by its id in
+    `attach_type` is how it will be attached, where its kind leaves that open; `function` the one it is for, by its id in
     BTF.
     """
     code = ctypes.create_string_buffer(instructions, len(instructions))
@@ -236,8 +236,8 @@ def load(
         flags,
         name.encode()[:NAME_BYTES],
     )
-    if expected:
-        attribute += struct.pack("=IIIIQIIQIII", 0, expected, 0, 0, 0, 0, 0, 0, 0, function, 0)
+    if attach_type:
+        attribute += struct.pack("=IIIIQIIQIII", 0, attach_type, 0, 0, 0, 0, 0, 0, 0, function, 0)
     try:
         return _counted(PROGRAM_LOAD, attribute, "program load")
     except OSError as error:
@@ -321,6 +321,11 @@ def attach_raw_tracepoint(program: int, name: str) -> int:
     """Attach a raw tracepoint program; detached when the descriptor is closed. Raises OSError."""
     text = ctypes.create_string_buffer(name.encode())
     return bpf_call(RAW_TRACEPOINT_OPEN, struct.pack("=QII", _address(text), program, 0), f"raw tracepoint {name}")[0]
+
+
+def create_link(attribute: bytes, what: str) -> int:
+    """Attach a program by a link (BPF_LINK_CREATE); detached when the descriptor is closed. Raises OSError."""
+    return bpf_call(LINK_CREATE, attribute, what)[0]
 
 
 def test_run(program: int, context: bytes) -> int:

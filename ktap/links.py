@@ -23,7 +23,6 @@ TRACING = 26
 """Kind of a typed program."""
 FENTRY, FEXIT, KPROBE_MULTI = 24, 25, 42
 """What a program is attached as."""
-LINK_CREATE = 28
 RETURNS = 1
 """Flag of a multi link; bit of a perf event's config."""
 DEVICE = "/sys/bus/event_source/devices/kprobe/type"
@@ -41,7 +40,7 @@ def probe_type() -> Optional[int]:
 def has_multi() -> bool:
     """Whether there are multi links: kernels without look for no function, others do not find it."""
     try:
-        program = kernel.load(kernel.KPROBE, kernel.RETURN_ZERO, expected=KPROBE_MULTI)
+        program = kernel.load(kernel.KPROBE, kernel.RETURN_ZERO, attach_type=KPROBE_MULTI)
     except OSError:
         return False
     try:
@@ -65,7 +64,7 @@ def attach_multi(program: int, addresses: Sequence[int], cookies: Sequence[int],
     flags = RETURNS if returns else 0
     addresses_at, cookies_at = ctypes.addressof(places), ctypes.addressof(numbers)
     attribute = struct.pack("=IIIIIIQQQ", program, 0, KPROBE_MULTI, 0, flags, count, 0, addresses_at, cookies_at)
-    return kernel.bpf_call(LINK_CREATE, attribute, f"{count} functions")[0]
+    return kernel.create_link(attribute, f"{count} functions")
 
 
 def attach_multi_symbols(program: int, names: Sequence[bytes]) -> int:
@@ -73,7 +72,7 @@ def attach_multi_symbols(program: int, names: Sequence[bytes]) -> int:
     texts = (ctypes.c_char_p * len(names))(*names)
     place = ctypes.addressof(texts)
     attribute = struct.pack("=IIIIIIQQQ", program, 0, KPROBE_MULTI, 0, 0, len(names), place, 0, 0)
-    return kernel.bpf_call(LINK_CREATE, attribute, "functions by name")[0]
+    return kernel.create_link(attribute, "functions by name")
 
 
 def open_probe(symbol: str, offset: int, returns: bool) -> int:
