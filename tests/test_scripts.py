@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import COMMAND, ROOT, TIMEOUT_S, Ktap
+from conftest import COMMAND, NOBODY, ROOT, TIMEOUT_S, Ktap
 
 from compiler.compile import compile_source
 from vm.verify import verify
@@ -247,6 +247,58 @@ def test_schedtimes(environment: dict[str, str]) -> None:
     assert 150 <= running < 600
     assert 300 <= sleeping < 3000
     assert waiting >= 0
+
+
+# -- the recording ----------------------------------------------------------------------------
+
+RECORDING = LESSONS / "syscalls.ktaprec"
+
+
+def test_the_recording_is_small() -> None:
+    assert RECORDING.stat().st_size < 300_000
+
+
+def test_the_recording_counted(ktap: Ktap) -> None:
+    out = ktap("--replay", str(RECORDING), script("syscalls_count")).stdout
+    found = rows(out)
+    assert len(found) == 20
+    assert out.endswith("... |\n")
+    assert found["read"] > found["write"] > 200
+    assert ktap("--replay", str(RECORDING), script("syscalls_count")).stdout == out
+
+
+@pytest.mark.root
+def test_the_recording_needs_no_root(ktap: Ktap) -> None:
+    nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    done = ktap("--replay", str(RECORDING), script("syscalls_by_process"), prefix=nobody, cwd=ROOT)
+    assert {"sh", "ls", "cat", "python3", "dd", "sleep"} <= set(rows(done.stdout))
+
+
+def test_tools_on_the_recording(ktap: Ktap) -> None:
+    def replayed(name: str, *options: str) -> list[list[str]]:
+        return columns(ktap("--replay", str(RECORDING), script(name), *options).stdout)
+
+    assert ["dd", "200", "819200"] in [[line[0], *line[3:]] for line in replayed("traceio") if len(line) == 5]
+    started = [" ".join(line[3:]) for line in replayed("execsnoop")]
+    assert "/usr/bin/cat /etc/hostname /nowhere" in started
+    assert ["cat", "ENOENT", "/nowhere"] in [line[::2] + line[3:] for line in replayed("opensnoop", "--name", "cat")]
+    assert any(line[:3] == ["cat", "openat", "ENOENT"] for line in replayed("errinfo"))
+    assert any(line[:3] == ["clock_nanosleep:", "count", "2,"] for line in replayed("syslatl"))
+    assert len(replayed("syscalls")) > 2000
+
+
+@pytest.mark.parametrize("lesson", ["02_events", "03_counting", "04_filters", "05_joining", "06_distributions"])
+def test_lessons_on_the_recording(ktap: Ktap, lesson: str) -> None:
+    first = ktap("--replay", str(RECORDING), str(LESSONS / f"{lesson}.kp"))
+    assert len(first.stdout.splitlines()) >= 10
+    assert ktap("--replay", str(RECORDING), str(LESSONS / f"{lesson}.kp")).stdout == first.stdout
+
+
+def test_the_lesson_of_timers_on_the_recording(ktap: Ktap) -> None:
+    second, rest = ktap("--replay", str(RECORDING), str(LESSONS / "07_timers.kp")).stdout.splitlines()
+    calls = int(second.removeprefix("1\t")) + int(rest.removeprefix("in the rest of a second:\t"))
+    counted = ktap("--replay", str(RECORDING), script("syscalls_count")).stdout
+    assert counted.startswith(f"{calls} system calls of ")
 
 
 # -- lessons ----------------------------------------------------------------------------------
