@@ -26,7 +26,7 @@ SPACE := $() $()
 # How to become root: nothing to do, sudo (which may ask only at a terminal), or no way (false).
 ROOT := $(shell if [ "$$(id -u)" = 0 ]; then :; elif sudo -n true 2>/dev/null; then echo sudo; elif [ -t 0 ] && command -v sudo >/dev/null; then echo sudo; else echo false; fi)
 AS_ROOT := $(addsuffix $(SPACE),$(filter sudo,$(ROOT)))
-PIP := $(VENV)/bin/python -m pip install --quiet --quiet --no-input --disable-pip-version-check $(if $(shell [ -w "$$HOME" ] && echo y),,--no-cache-dir)
+PIP := $(VENV)/bin/python3 -m pip install --quiet --quiet --no-input --disable-pip-version-check $(if $(shell [ -w "$$HOME" ] && echo y),,--no-cache-dir)
 
 ifeq ($(WRITABLE)$(wildcard $(VENV)/.installed),)
 run test lint bench:
@@ -71,7 +71,7 @@ lint: $(VENV)/.tested
 	echo "ruff and mypy: clean"
 
 bench: $(VENV)/.tested compiled tracefs
-	@for file in tests/bench/*_bench.py; do echo "$$file"; $(VENV)/bin/python $$file; done
+	@for file in tests/bench/*_bench.py; do echo "$$file"; $(VENV)/bin/python3 $$file; done
 
 endif
 
@@ -93,7 +93,7 @@ $(VENV)/.tested: $(VENV)/.installed
 
 # Byte code of Python's own, written even where PYTHONDONTWRITEBYTECODE is set: it is half of a start.
 compiled: $(VENV)/.installed
-	@[ -z "$(WRITABLE)" ] || $(VENV)/bin/python -m compileall -q ktap compiler vm
+	@[ -z "$(WRITABLE)" ] || $(VENV)/bin/python3 -m compileall -q ktap compiler vm
 
 packages:
 	@missing=""

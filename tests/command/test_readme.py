@@ -39,7 +39,7 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.live
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", list(commands()))
 def test_command(command: str, environment: dict[str, str], tmp_path: Path) -> None:
     words = shlex.split(command)
     done = subprocess.run(
@@ -51,7 +51,7 @@ def test_command(command: str, environment: dict[str, str], tmp_path: Path) -> N
 
 
 @pytest.mark.live
-@pytest.mark.parametrize("script", scripts())
+@pytest.mark.parametrize("script", list(scripts()))
 def test_script(script: str, environment: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ktap", "-q", "-d", "2", "-"],
