@@ -15,6 +15,8 @@ import struct
 from functools import cache
 from typing import TYPE_CHECKING, Mapping, NamedTuple, Union
 
+from compiler.ir import MARK
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -36,6 +38,10 @@ FORBIDDEN = (
 
 FORBIDDEN_BELOW_V4 = ((r"\b(sdiv|srem)\b", "signed division"),)
 """Added by the v4 instruction set (Linux 6.6)."""
+
+CALL, GOTO, GOTO_IF_ZERO, GOTO_UNLESS_ZERO, MAY_GOTO = 0x85, 0x05, 0x15, 0x55, 0xE5
+"""Opcodes of instructions (linux/bpf.h). MAY_GOTO jumps once a program has looped for too long (Linux 6.9): with it the
+verifier takes loops whose end it cannot see."""
 
 R_BPF_64_64 = 1
 BPF_PSEUDO_MAP_FD, BPF_PSEUDO_BTF_ID = 1, 3
@@ -89,7 +95,28 @@ def compile_program(ir: str, cpu: str) -> Code:
     except RuntimeError as error:
         raise BackendError(str(error)) from error
     image: bytes = _target_machine(cpu).emit_object(module)
-    return _code(image)
+    return with_ways_out(_code(image))
+
+
+def with_ways_out(code: Code) -> Code:
+    """The program with MAY_GOTO for every marked place (`compiler.ir.Writer.may_go`).
+
+    LLVM has the instruction in its assembler alone, so what is written is the call of a helper that there
+    is not, and a jump where it gives 0. Raises BackendError where the two are not side by side.
+    """
+    out = bytearray(code.instructions)
+    for place in range(0, len(out), 8):
+        operation, _, _, number = struct.unpack_from("<BBhi", out, place)
+        if operation != CALL or number != MARK:
+            continue
+        jump, tested, far, against = struct.unpack_from("<BBhi", out, place + 8)
+        if tested != 0 or against != 0 or jump not in (GOTO_IF_ZERO, GOTO_UNLESS_ZERO):
+            raise BackendError("a loop's way out was moved")
+        if jump == GOTO_IF_ZERO:
+            struct.pack_into("<BBhiBBhi", out, place, GOTO, 0, 0, 0, MAY_GOTO, 0, far, 0)
+        else:
+            struct.pack_into("<BBhiBBhi", out, place, MAY_GOTO, 0, 1, 0, GOTO, 0, far, 0)
+    return code._replace(instructions=bytes(out))
 
 
 def forbidden(ir: str, cpu: str) -> str | None:

@@ -32,6 +32,8 @@ HELPERS = {
     "get_current_comm": Helper(16, "i64", ("ptr", "i32")),
     "perf_event_output": Helper(25, "i64", ("ptr", "ptr", "i64", "ptr", "i64")),
     "get_current_task": Helper(35, "i64"),
+    "get_func_ip": Helper(173, "i64", ("ptr",)),
+    "get_attach_cookie": Helper(174, "i64", ("ptr",)),
     "get_stack": Helper(67, "i64", ("ptr", "ptr", "i32", "i64")),
     "get_current_cgroup_id": Helper(80, "i64"),
     "get_current_task_btf": Helper(158, "ptr"),

@@ -160,7 +160,7 @@ class Attachment:
         if spec.emit is not None and lowering is not None:
             values = {**lowering.values(), **values}
         values = {**values, "losses": MapFd(self.losses), "own_process": options.own_process}
-        if lowering is not None and lowering.room_bytes:
+        if spec.emit is not None and lowering is not None and lowering.room_bytes:
             values["room"] = MapFd(self._map(kernel.PERCPU_ARRAY, "ktap_room", lowering.room_bytes, 1))
         if any(reference.name == "buffer" for reference in made.code.references):
             values.update((name, MapFd(fd)) for name, fd in self._buffer.maps)
@@ -279,10 +279,13 @@ def assemble(
         in_place,
         late_base=options.late_base,
     )
-    if options.lowering is not None and any(case.bodies for case in cases):
-        spec = options.lowering.complete(spec)
-    ir = capture_ir(spec)
-    return Made(spec, ir, code_of(ir))
+    lowering = options.lowering
+    if lowering is None or not any(case.bodies for case in cases):
+        ir = capture_ir(spec)
+        return Made(spec, ir, code_of(ir))
+    lowering.begin()
+    ir = capture_ir(spec._replace(emit=lowering.emit))
+    return Made(spec._replace(emit=lowering.emit, scratch_bytes=lowering.scratch_bytes), ir, code_of(ir))
 
 
 def raw_context(event: Captured, machine: str) -> Optional[str]:

@@ -22,6 +22,7 @@ from ktap.kernel import Compat
 from ktap.layout import Layout, aligned, integer
 from ktap.predicate import UNDECIDED_OFFSET, Predicate, lower, searches, text_area
 from ktap.sending import RING, STACK_RECORD_BYTES, send
+from ktap.members import Member
 
 SYSCALL_ENTER, SYSCALL_EXIT, RAW, TRACEPOINT, PROFILE = "syscall enter", "syscall exit", "raw", "tracepoint", "profile"
 """What a program is attached to, which says what its context holds."""
@@ -87,6 +88,13 @@ class Body(NamedTuple):
 class Case(NamedTuple):
     """One kind of record that a program makes, and the handlers that it runs itself."""
 
+    members: Tuple[Tuple[str, Member], ...] = ()
+    """Members of structures, by the variable that names them."""
+
+    @property
+    def needs_record(self) -> bool:
+        """Whether it looks at the raw record."""
+        return bool(self.accesses) or any(demand.looks_at_record(member.read) for _, member in self.members)
     layout: Layout
     format: Optional[EventFormat] = None
     """Of a raw record whose size varies."""
@@ -323,8 +331,11 @@ def _run_bodies(frame: Frame, event: str, mask: str) -> None:
         w.only_if(w.value(f"icmp ne i64 {w.value(f'and i64 {mask}, {case.sent_filters}')}, 0"))
 
 
-def _needs_record(case: Case) -> bool:
-    return bool(any(body.accesses for body in case.bodies) or case.filters or case.reads or case.layout.item(RECORD))
+def needs_record(case: Case) -> bool:
+    """Whether a program looks at the raw record."""
+    return bool(
+        any(body.needs_record for body in case.bodies) or case.filters or case.reads or case.layout.item(RECORD)
+    )
 
 
 class Frame:

@@ -119,6 +119,16 @@ def inputs(expression: Expression) -> Tuple[str, ...]:
     return ()
 
 
+def looks_at_record(expression: Expression) -> bool:
+    """Whether an expression whose variables were replaced has a Place in it."""
+    if isinstance(expression, Binary):
+        return looks_at_record(expression.left) or looks_at_record(expression.right)
+    if isinstance(expression, Read):
+        length = expression.length
+        return looks_at_record(expression.address) or (length is not None and looks_at_record(length))
+    return isinstance(expression, Place)
+
+
 def settled(read: Read, space: str) -> Read:
     """The read with ANY replaced in it and in the reads that its address is made of."""
 

@@ -177,8 +177,7 @@ class LiveSource:
         if not lowered:
             self._lowering = None
             return found
-        programs = {index: sum(index in event.probes for event in found) for index in lowered}
-        self._lowering.prepare(2 * len(found), programs)
+        self._lowering.prepare(2 * len(found))
         return [self._lowering.divided(event, lowered, demands) for event in found]
 
     def _symbols(self, demands: Dict[int, Demand]) -> Dict[str, int]:

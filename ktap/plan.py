@@ -79,7 +79,7 @@ class Wanted(NamedTuple):
 
 def is_plain(wanted: Wanted) -> bool:
     """Whether a tracepoint serves as a raw one: neither its filters nor its handlers look at the record."""
-    lowered = any(body.accesses for body in wanted.bodies)
+    lowered = any(body.needs_record for body in wanted.bodies)
     return not wanted.filters and not lowered and not reads_record(wanted.demand)
 
 
@@ -107,6 +107,8 @@ def probes_of(wanted: Wanted, mask: int) -> Tuple[int, ...]:
     return tuple(probe for probe, index in pairs if index is None or mask >> index & 1)
 
 
+    if any(demand.looks_at_record(member.read) for body in case.bodies for _, member in body.members):
+        return inf
 def field_of(event: EventFormat, name: str) -> Optional[Field]:
     """The field an event variable (`arg1`, `args.filename`, `retval`) names, None where there is none."""
     if name.startswith("args."):
@@ -132,8 +134,8 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
     slots: List[Slot] = context_slots(wanted.demand, late)
     reads: List[demand.Read] = []
     placed: List[demand.Read] = []
-    place_of = _places(wanted, symbols)
-    space = demand.USER if wanted.context in (SYSCALL_ENTER, SYSCALL_EXIT) else demand.KERNEL
+    place_of = value_places(wanted, symbols)
+    space = demand.USER if wanted.context in OF_PROCESSES else demand.KERNEL
     for read in sorted((demand.settled(read, space) for read in wanted.demand.reads), key=repr):
         found = demand.placed(read, place_of)
         if isinstance(found, demand.Read):
@@ -228,7 +230,7 @@ def _dynamic(event: EventFormat) -> bool:
     return any(field.place != INLINE for field in event.fields)
 
 
-def _places(wanted: Wanted, symbols: Mapping[str, int]) -> demand.PlaceOf:
+def value_places(wanted: Wanted, symbols: Mapping[str, int]) -> demand.PlaceOf:
     """Where the variables of expressions lie in this event."""
 
     def place(what: Union[demand.Value, demand.Symbol]) -> Optional[demand.Expression]:

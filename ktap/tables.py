@@ -31,6 +31,7 @@ from compiler.lower.layouts import (
     key_parts,
     part_bytes,
     rounded,
+    stats_layout,
     value_bytes,
 )
 from compiler.lower.partition import AGGREGATION, CONSTANT, KEYED, SUM, Plan, TableHome
@@ -38,7 +39,8 @@ from compiler.lower.types import Type
 from ktap import kernel
 from vm.aggregate import Keeping, Stats
 from vm.histogram import steps
-from vm.values import Address, Key, Stack, outer_key, wrap
+from vm.memory import Account
+from vm.values import MAX_INTEGER, MIN_INTEGER, Address, Key, Stack, outer_key, wrap
 
 DROPS, ZEROS, SUMS, SAMPLES, STOPPED = "drops", "zeros", "sums", "samples", "stopped"
 """References of programs: entries dropped by table; a value of zeros; variables that are added to and sampled; whether
@@ -83,16 +85,18 @@ class KernelTables:
         self,
         plan: Plan,
         keeping: Keeping,
-        stats: StatsLayout,
-        entries: int,
+        account: Account,
         drained: bool,
         variables: Variables,
         name_of: NameOf,
     ) -> None:
-        """`entries` is the limit of a table; `drained` says that sums are taken out while events fire."""
+        """`account` has the limit of a table, and counts what did not fit; `drained` says that sums are taken out
+        while events fire.
+        """
         self.plan = plan
         self.keeping = keeping
-        self.stats = stats
+        self.account = account
+        self.stats = stats = stats_layout(keeping)
         self.variables = variables
         self.name_of = name_of
         self.cpus = kernel.possible_cpus()
@@ -101,7 +105,8 @@ class KernelTables:
         """By the names that programs know them by."""
         self.held: Dict[str, Held] = {}
         self.variable_places: Dict[Variable, Tuple[str, int]] = {}
-        self._make_tables(entries, drained)
+        self.reported_drops = 0
+        self._make_tables(account.table_entries, drained)
         self._make_variables(drained)
         self._spec(ZEROS, ARRAY, 4, max(4096, stats.size_bytes), 1)
         self._spec(STOPPED, ARRAY, 4, 8, 1)
@@ -118,8 +123,14 @@ class KernelTables:
                 size = value_bytes(home.facts.value)
                 self._spec(name, HASH, key_bytes(home.facts.key), size, max(1, len(home.table)))
             else:
-                size = self.stats.size_bytes if home.home == AGGREGATION else 8
+                size = self.stats.size_bytes if home.home == AGGREGATION else 16 if drained else 8
                 self._spec(name, PERCPU_HASH, key_bytes(home.facts.key), size, entries, drained)
+
+    def _reserve(self, home: TableHome, name: str) -> None:
+        """Entries that the script's table has must not be what is dropped for want of room."""
+        held = self.held[name]
+        for key, _ in home.table.entries():
+            kernel.update(held.inner[0], pack_key(home.facts.key, key), bytes(rounded(held.value_bytes) * self.cpus))
 
     def _fill(self, home: TableHome, name: str) -> None:
         """Put what the table holds after the main chunk into its map."""
@@ -140,7 +151,7 @@ class KernelTables:
         self.specs[name] = MapSpec(name, kind, key_size, value_size, entries, drained)
 
     def _create(self, spec: MapSpec) -> None:
-        large = spec.kind == HASH and spec.key_bytes + spec.value_bytes >= LARGE_ENTRY_BYTES
+        large = spec.kind in (HASH, PERCPU_HASH) and spec.key_bytes + spec.value_bytes >= LARGE_ENTRY_BYTES
         flags = kernel.NO_PREALLOCATION if large else 0
         kind, name = KINDS[spec.kind], f"ktap_{spec.name}"
         inner = [
@@ -157,8 +168,8 @@ class KernelTables:
             for spec in self.specs.values():
                 self._create(spec)
             for identity, home in self.plan.tables.items():
-                if home.home in (KEYED, CONSTANT):
-                    self._fill(home, self.names[identity])
+                put = self._fill if home.home in (KEYED, CONSTANT) else self._reserve
+                put(home, self.names[identity])
         return {name: held.inner[0] if held.outer is None else held.outer for name, held in self.held.items()}
 
     @property
@@ -185,11 +196,14 @@ class KernelTables:
                 self._copy(home, name)
             elif home.home == SUM:
                 for key, value in self._taken(name):
-                    self._add(home, unpack_key(home.facts.key, key, self.name_of), sum(words(value)))
+                    self._add(home, unpack_key(home.facts.key, key, self.name_of), words(value), name in self.exchanged)
             elif home.home == AGGREGATION:
                 for key, value in self._taken(name):
                     self._merge(home, unpack_key(home.facts.key, key, self.name_of), value)
         self._drain_variables()
+        dropped = sum(count for _, count in self.drops())
+        self.account.dropped_keys += dropped - self.reported_drops
+        self.reported_drops = dropped
 
     def _taken(self, name: str) -> Iterator[Tuple[bytes, bytes]]:
         """The entries of a per-CPU map, which is empty afterwards, with the values of all processors."""
@@ -200,16 +214,30 @@ class KernelTables:
             kernel.update(held.outer, bytes(4), struct.pack("=I", held.inner[0]))
         return kernel.take_all(old, held.key_bytes, rounded(held.value_bytes) * self.cpus, True)
 
-    def _add(self, home: TableHome, key: object, amount: int) -> None:
-        before = home.table.read(key)
-        home.table.put(key, wrap((before if isinstance(before, int) else 0) + amount))
+    def _add(self, home: TableHome, key: object, values: Sequence[int], counted: bool) -> None:
+        """Add what all processors have added; `counted`: behind each sum is the number of additions."""
+        amount, count = (sum(values[::2]), sum(values[1::2])) if counted else (sum(values), 1)
+        if count:
+            self._count_drops(home, key, count)
+            before = home.table.read(key)
+            home.table.put(key, wrap((before if isinstance(before, int) else 0) + amount))
+
+    def _count_drops(self, home: TableHome, key: object, events: int) -> None:
+        """A new key that finds no room was dropped as often as there were events; `put` counts one of them."""
+        if len(home.table) >= self.account.table_entries and home.table.read(key) is None:
+            self.account.dropped_keys += events - 1
 
     def _merge(self, home: TableHome, key: object, value: bytes) -> None:
+        added = Stats(self.keeping)
+        self._add_samples(added, value)
+        if not added.count:
+            return
         stats = home.table.read(key)
-        if not isinstance(stats, Stats):
-            stats = Stats(self.keeping)
-            home.table.put(key, stats)
-        self._add_samples(stats, value)
+        if isinstance(stats, Stats):
+            self._add_samples(stats, value)
+            return
+        self._count_drops(home, key, added.count)
+        home.table.put(key, added)
 
     def _add_samples(self, stats: Stats, value: bytes) -> None:
         size = rounded(self.stats.size_bytes)
@@ -359,8 +387,8 @@ def merge(stats: Stats, layout: StatsLayout, data: bytes) -> None:
     total, smallest, largest = (struct.unpack_from("=q", data, offset)[0] for offset in (SUM_OF, SMALLEST, LARGEST))
     stats.count += count
     stats.total += total
-    stats.smallest = min(stats.smallest, smallest)
-    stats.largest = max(stats.largest, largest)
+    stats.smallest = min(stats.smallest, MAX_INTEGER - (smallest % (1 << 64)))
+    stats.largest = max(stats.largest, MIN_INTEGER + (largest % (1 << 64)))
     if layout.powers:
         for index, samples in enumerate(struct.unpack_from(f"={POWERS}q", data, BUCKETS)):
             if samples:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +23,10 @@ from corpus import Fired
 from synthetic import (
     DEFAULTS,
     RAW_LABELS,
+    TASK_ADDRESS,
     SyntheticSource,
     Values,
+    areas,
     number,
     raw_arguments,
     raw_record,
@@ -47,11 +50,13 @@ SYSCALL_PROGRAM, SLEEPABLE = 31, 16
 RING_BYTES = 1 << 18
 CPUS = 256
 """More than any case names."""
-KERNEL_MEMORY = 1 << 40
-"""Added to an address of the kernel: where the test has what a case says lies there."""
+KERNEL_MEMORY, TASK_MEMORY = 1 << 40, 1 << 41
+"""Where the test has what a case says lies in the kernel: added to its address, and that of the task's structure."""
+TASK_BYTES = 1 << 21
 
 # behind the record: what helpers would say of the running task
-PAIR, OWNER, CGROUP, CPU, TIME, COMM, STACKS, CONTEXT_BYTES = 2048, 2056, 2064, 2072, 2080, 2088, 2104, 4096
+PAIR, OWNER, CGROUP, CPU, TIME, TASK_AT, COMM, STACKS = 2048, 2056, 2064, 2072, 2080, 2088, 2096, 2112
+CONTEXT_BYTES = 4096
 MOST_FRAMES = 16
 """Of a stack."""
 STACK_BYTES = 8 * (1 + MOST_FRAMES)
@@ -66,6 +71,17 @@ MAP_FIXED_NOREPLACE = 0x100000
 class ContextWriter(Writer):
     """Writes programs that find their task in the context."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.pointers: set[str] = set()
+        """Integers made from pointers of the program itself."""
+
+    def value(self, instruction: str) -> str:
+        operand = super().value(instruction)
+        if instruction.startswith("ptrtoint ptr ") or self.pointers & set(re.findall(r"%\w+", instruction)):
+            self.pointers.add(operand)
+        return operand
+
     def call(self, helper: str, *arguments: Union[str, int]) -> str:
         if helper in WORDS:
             word = self.load(8, "%ctx", WORDS[helper])
@@ -76,7 +92,7 @@ class ContextWriter(Writer):
             return "0"
         if helper == "get_stack":
             return self.stack(str(arguments[1]), int(arguments[2]), int(arguments[3]))
-        if helper in ("probe_read_kernel", "probe_read_kernel_str"):
+        if helper in ("probe_read_kernel", "probe_read_kernel_str") and str(arguments[2]) not in self.pointers:
             return self.kernel_read(helper, *arguments)
         return super().call(helper, *arguments)
 
@@ -92,18 +108,24 @@ class ContextWriter(Writer):
         return self.value(f"select i1 {self.value(f'icmp slt i64 {length}, 0')}, i64 0, i64 {length}")
 
     def kernel_read(self, helper: str, target: Union[str, int], size: Union[str, int], source: Union[str, int]) -> str:
-        """Low addresses are those of a case, whose memory the test has elsewhere."""
-        low, high, both = self.fresh("low"), self.fresh("high"), self.fresh("both")
+        """Low addresses are those of a case, and so is the task: the test has them elsewhere."""
+        low, high, task, real, both = (self.fresh(name) for name in ("low", "high", "task", "real", "both"))
+        user = helper.replace("kernel", "user")
         self.branch(self.value(f"icmp ult i64 {source}, {KERNEL_MEMORY}"), low, high)
         self.label(low)
-        moved = self.value(f"add i64 {source}, {KERNEL_MEMORY}")
-        one = super().call(helper.replace("kernel", "user"), target, size, moved)
+        one = super().call(user, target, size, self.value(f"add i64 {source}, {KERNEL_MEMORY}"))
         self.goto(both)
         self.label(high)
-        other = super().call(helper, target, size, source)
+        behind = self.value(f"sub i64 {source}, {TASK_ADDRESS}")
+        self.branch(self.value(f"icmp ult i64 {behind}, {TASK_BYTES}"), task, real)
+        self.label(task)
+        two = super().call(user, target, size, self.value(f"add i64 {behind}, {TASK_MEMORY}"))
+        self.goto(both)
+        self.label(real)
+        three = super().call(helper, target, size, source)
         self.goto(both)
         self.label(both)
-        return self.value(f"phi i64 [ {one}, %{low} ], [ {other}, %{high} ]")
+        return self.value(f"phi i64 [ {one}, %{low} ], [ {two}, %{task} ], [ {three}, %{real} ]")
 
 
 WORDS = {
@@ -112,6 +134,7 @@ WORDS = {
     "get_current_cgroup_id": CGROUP,
     "get_smp_processor_id": CPU,
     "ktime_get_ns": TIME,
+    "get_current_task": TASK_AT,
 }
 
 
@@ -120,7 +143,8 @@ def context(raw: bytes, values: Values, time_ns: int) -> bytes:
     block = bytearray(raw.ljust(CONTEXT_BYTES, b"\0"))
     owner = number(values["gid"]) << 32 | number(values["uid"])
     pair = number(values["pid"]) << 32 | number(values["tid"])
-    struct.pack_into("=QQQQQ", block, PAIR, pair, owner, number(values["cgroup"]), number(values["cpu"]), time_ns)
+    numbers = (pair, owner, number(values["cgroup"]), number(values["cpu"]), time_ns, TASK_ADDRESS)
+    struct.pack_into("=6Q", block, PAIR, *numbers)
     struct.pack_into("=16s", block, COMM, values["execname"].encode()[:15])
     for place, name in ((STACKS, "stack"), (STACKS + STACK_BYTES, "ustack")):
         frames = [number(frame) for frame in values.get(name, "").split(",") if frame]
@@ -134,28 +158,30 @@ class Elsewhere(Exception):
 
 @contextmanager
 def memory(values: Values) -> Iterator[None]:
-    """What a case says lies in the task's memory (`user@0x1000=text`), at its place. Raises Elsewhere."""
+    """What a case says lies in memory, where programs look for it. Raises Elsewhere."""
     page = mmap.PAGESIZE
     mapped: set[int] = set()
+    contents = [(address, content) for address, content in areas(values, "user")]
+    contents += [(moved(address), content) for address, content in areas(values, "kernel")]
     try:
-        for name, text in values.items():
-            space, at, start = name.partition("@")
-            if not at:
-                continue
-            address = number(start) + (KERNEL_MEMORY if space == "kernel" else 0)
-            content = text.encode().decode("unicode_escape").encode("latin-1") + b"\0"
+        for address, content in contents:
             for first in range(address & -page, address + len(content), page):
                 if first in mapped:
                     continue
                 flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
                 if LIBC.mmap(first, page, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != first:
-                    raise Elsewhere(f"memory at {start}")
+                    raise Elsewhere(f"memory at {first:#x}")
                 mapped.add(first)
             ctypes.memmove(address, content, len(content))
         yield
     finally:
         for first in mapped:
             LIBC.munmap(first, page)
+
+
+def moved(address: int) -> int:
+    """Where the test has memory of the kernel."""
+    return address - TASK_ADDRESS + TASK_MEMORY if address >= TASK_ADDRESS else address + KERNEL_MEMORY
 
 
 class Step(NamedTuple):
@@ -192,7 +218,7 @@ class KernelSource(SyntheticSource):
         found = [event.wanted for event in whole]
         lowered = self.lowering.choose(self.probes, found)
         if lowered:
-            self.lowering.prepare(len(found), {i: sum(i in event.probes for event in found) for i in lowered})
+            self.lowering.prepare(len(found))
             self.load([captured(self.lowering.divided(event, lowered, self.demands), self.symbols) for event in found])
         super().fire()
         self.records = []
@@ -227,8 +253,10 @@ class KernelSource(SyntheticSource):
         assert ring is not None
         where = RAW if event.wanted.context == RAW else TRACEPOINT
         case = event.case._replace(sends=False)
-        spec = lowering.complete(Spec(where, (case,), self.bits, "ring"))
+        lowering.begin()
+        spec = Spec(where, (case,), self.bits, "ring", emit=lowering.emit)
         code = compile_program(capture_ir(spec), kernel.instruction_set())
+        spec = spec._replace(scratch_bytes=lowering.scratch_bytes)
         identity = event.wanted.format.id if event.wanted.format is not None else 0
         values: dict[str, Union[int, MapFd]] = {**lowering.values(), "event": place, "event_id": identity}
         values["own_process"] = -1

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Dict, List
 
 from compiler.lower.flat import Constant, NotLowered, Operation
-from compiler.lower.signature import SIGNATURES, TASK_STATES
-from compiler.lower.types import INTEGER, MAX_STRING_BYTES, Type
+from compiler.lower.signature import SIGNATURES, state_name
+from compiler.lower.types import INTEGER, Type
 from compiler.lower.values import Site, Value, of_constant
 
 if TYPE_CHECKING:
@@ -38,12 +38,12 @@ def _send(emitter: Emitter, operation: Operation, values: List[Value], result: T
         if not value.type.is_only(*SENT_KINDS) or len(value.type.without("nil").kinds) > 1:
             raise NotLowered(operation.span, f"gives {operation.name} what may be {value.type}")
     types = tuple(value.type for value in sent)
-    site = Site(operation.name, operation.span, types, tuple(constants))
+    site = Site(operation.name, operation.place.frames(operation.span), types, tuple(constants))
     if operation.name == "exit":
         emitter.stop(site, sent)
         emitter.w.label(emitter.w.fresh("unreached"))
     else:
-        emitter.environment.send(site, sent)
+        emitter.environment.send(site, sent, emitter.texts)
     return of_constant(None)
 
 
@@ -64,7 +64,7 @@ def _address(emitter: Emitter, value: Value) -> str:
 
 def _string_read(helper: str) -> Emit:
     def emit(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
-        size = result.size_bytes + (result.size_bytes < MAX_STRING_BYTES)  # a NUL comes behind; PATH_MAX counts it
+        size = result.size_bytes + 1  # a NUL comes behind
         pointer = emitter.texts.room(size)
         length = emitter.w.call(helper, pointer, size, _address(emitter, values[0]))
         failed = emitter.w.value(f"icmp sle i64 {length}, 0")
@@ -76,7 +76,7 @@ def _string_read(helper: str) -> Emit:
 
 def _number_read(helper: str, size: int) -> Emit:
     def emit(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
-        room = emitter.w.local(8)
+        room = emitter.w.local(8, "word")
         emitter.w.store(8, 0, room)
         failed = emitter.w.call(helper, room, size, _address(emitter, values[0]))
         return Value(result, emitter.w.load(8, room), emitter.w.value(f"icmp ne i64 {failed}, 0"))
@@ -90,7 +90,7 @@ def _kernel_stack(emitter: Emitter, operation: Operation, values: List[Value], r
 
 def _user_stack(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
     value = _stack(emitter, values, result, 8)
-    emitter.w.store(8, emitter.environment.event("pid").number, value.pointer)
+    emitter.w.store(8, emitter.environment.event("pid", emitter.texts).number, value.pointer)
     return value
 
 
@@ -108,24 +108,18 @@ def _stack(emitter: Emitter, values: List[Value], result: Type, head_bytes: int)
 
 def _time(unit: int) -> Emit:
     def emit(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
-        now = emitter.environment.event("nsecs").number
+        now = emitter.environment.event("nsecs", emitter.texts).number
         time = emitter.w.value(f"add i64 {now}, {emitter.environment.number('realtime_offset')}")
         return Value(INTEGER, time if unit == 1 else emitter.w.value(f"udiv i64 {time}, {unit}"))
 
     return emit
 
 
-def _state(name: str) -> Emit:
-    def emit(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
-        return emitter.environment.event(f"state:{name}")
-
-    return emit
-
-
-def _task_info(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
-    name = operation.arguments[0]
-    assert isinstance(name, Constant) and isinstance(name.value, bytes)
-    return emitter.environment.event(f"state:{name.value.decode('latin-1')}")
+def _state(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+    value = emitter.environment.event(state_name(operation), emitter.texts)
+    if not result.can_be("boolean"):
+        return value
+    return value._replace(type=result, number=emitter.boolean(emitter.w.value(f"icmp ne i64 {value.number}, 0")).number)
 
 
 EMITTERS: Dict[str, Emit] = {
@@ -145,7 +139,7 @@ EMITTERS: Dict[str, Emit] = {
     "stack": _kernel_stack,
     "ustack": _user_stack,
     **{f"gettimeofday_{unit}": _time(size) for unit, size in UNITS.items()},
-    **{name: _state(name) for name in TASK_STATES},
-    "curr_taskinfo": _task_info,
+    "in_iowait": _state,
+    "curr_taskinfo": _state,
 }
 assert set(EMITTERS) == set(SIGNATURES)

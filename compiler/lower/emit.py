@@ -17,7 +17,6 @@ from compiler.lower.texts import Texts
 from compiler.lower.types import BOOLEAN, INTEGER, Type, join
 from compiler.lower.values import Environment, Site, Value, of_constant
 from compiler.lower.webs import definitions
-from vm.program import Span
 
 BINARY = {
     "ADD": "add",
@@ -78,7 +77,8 @@ class Emitter:
         self.typing = typing
         self.end = end
         self.prefix = prefix
-        self.texts = Texts(self.w, prefix)
+        self.loops = any(o.op == "ROUND" for block in self.flat.blocks for o in block.operations)
+        self.texts = Texts(self.w, prefix, on_stack=not self.loops)
         self.values: Dict[int, Value] = {}
         self.slots: Dict[int, Slot] = {}
         self.rounds: Optional[str] = None
@@ -96,11 +96,11 @@ class Emitter:
         from compiler.lower.stores import Stores
 
         self.stores = Stores(self)
-        self._make_slots()
-        if any(o.op == "ROUND" for block in self.flat.blocks for o in block.operations):
-            self.rounds = self.w.local(8)
-            self.w.store(8, 0, self.rounds)
         mark = self.w.mark()
+        self._make_slots()
+        if self.loops:
+            self.rounds = self.texts.room(8)
+            self.w.store(8, 0, self.rounds)
         self.w.goto(self.label(0))
         for number in self._order():
             self.w.label(self.label(number))
@@ -140,11 +140,18 @@ class Emitter:
         for register, kind in types.items():
             if kind.can_be("key"):
                 raise NotLowered(self.made[register][0].span, "a multi-key that is made in several places")
-            pointer = self.texts.room(kind.size_bytes) if kind.size_bytes else ""
-            slot = Slot(kind, self.w.local(8), self.w.local(8), pointer, self.w.local(8))
-            for place in (slot.number, slot.isnil, slot.length):
+            self.slots[register] = self._slot(kind)
+
+    def _slot(self, kind: Type) -> Slot:
+        """Room for what a value of the type consists of."""
+        has_bytes = bool(kind.size_bytes)
+        has_number = not kind.without("nil").is_only("string", "stack", "user stack", "function")
+        places = [self.texts.room(8) if wanted else "" for wanted in (has_number, kind.can_be("nil"), has_bytes)]
+        for place in places:
+            if place:
                 self.w.store(8, 0, place)
-            self.slots[register] = slot
+        number, isnil, length = places
+        return Slot(kind, number, isnil, self.texts.room(kind.size_bytes) if has_bytes else "", length)
 
     def _block(self, block: Block, number: int) -> None:
         for operation, types, result in self.typing.typed(block, self.entries[number]):
@@ -175,11 +182,10 @@ class Emitter:
         return value
 
     def _load(self, slot: Slot) -> Value:
-        isnil = "false"
-        if slot.type.can_be("nil"):
-            isnil = self.w.value(f"icmp ne i64 {self.w.load(8, slot.isnil)}, 0")
-        length = self.w.load(8, slot.length) if slot.pointer else None
-        return Value(slot.type, self.w.load(8, slot.number), isnil, slot.pointer, length)
+        isnil = self.w.value(f"icmp ne i64 {self.w.load(8, slot.isnil)}, 0") if slot.isnil else "false"
+        length = self.w.load(8, slot.length) if slot.length else "0"
+        number = self.w.load(8, slot.number) if slot.number else "0"
+        return Value(slot.type, number, isnil, slot.pointer, length)
 
     def keep(self, register: int, value: Value) -> None:
         """Write a register."""
@@ -187,10 +193,13 @@ class Emitter:
             self.values[register] = value
             return
         slot = self.slots[register]
-        self.w.store(8, value.number, slot.number)
-        self.w.store(8, self.w.value(f"zext i1 {value.isnil} to i64"), slot.isnil)
-        if slot.pointer and value.type.size_bytes:
-            self.w.store(8, self.texts.copy(value, slot.pointer, slot.type.size_bytes), slot.length)
+        if slot.number:
+            self.w.store(8, value.number, slot.number)
+        if slot.isnil:
+            self.w.store(8, self.w.value(f"zext i1 {value.isnil} to i64"), slot.isnil)
+        if slot.pointer:
+            length = self.texts.copy(value, slot.pointer, slot.type.size_bytes) if value.type.size_bytes else "0"
+            self.w.store(8, length, slot.length)
 
     # -- truth and faults ---------------------------------------------------------------------
 
@@ -204,21 +213,23 @@ class Emitter:
         number = self.w.value(f"icmp ne i64 {value.number}, 0")
         return self.w.value(f"and i1 {notnil}, {number}")
 
-    def fault_if(self, condition: str, kind: str, span: Span, detail: str) -> None:
+    def fault_if(self, condition: str, kind: str, operation: Operation, detail: str) -> None:
         """Send a fault and end the handler where a condition (i1) holds."""
         wrong, right = self.w.fresh("fault"), self.w.fresh("l")
         self.w.branch(condition, wrong, right)
         self.w.label(wrong)
-        self.stop(Site(kind, span, (), (), detail), ())
+        self.fault(kind, operation, detail)
         self.w.label(right)
+
+    def fault(self, kind: str, operation: Operation, detail: str) -> None:
+        """Send a fault and end the handler; ends the block."""
+        self.stop(Site(kind, operation.place.frames(operation.span), (), (), detail), ())
 
     def stop(self, site: Site, values: Sequence[Value]) -> None:
         """Send a record behind which no handler runs any more (a fault, exit), and end this one."""
-        key = self.w.local(4)
-        self.w.store(4, 0, key)
-        flag = self.w.lookup("stopped", key, self.end)
+        flag = self.w.lookup("stopped", self.w.index(0), self.end)
         self.w.store(8, 1, flag)
-        self.environment.send(site, values)
+        self.environment.send(site, values, self.texts)
         self.w.goto(self.end)
 
     # -- operations ---------------------------------------------------------------------------
@@ -289,7 +300,7 @@ class Emitter:
             if value.type.can_be("nil"):
                 zero = w.value(f"and i1 {zero}, {w.value(f'xor i1 {value.isnil}, true')}")
         if not (isinstance(operation.arguments[1], Constant) and b != "0"):
-            self.fault_if(zero, "divide", operation.span, "divide 0")
+            self.fault_if(zero, "divide", operation, "divide 0")
         safe = w.value(f"select i1 {w.value(f'icmp eq i64 {b}, 0')}, i64 1, i64 {b}")
 
         def divide(_a: str, _b: str) -> str:
@@ -322,13 +333,6 @@ class Emitter:
     def _equal(self, left: Value, right: Value) -> str:
         """Equality as an i1; false across types."""
         w = self.w
-        if (
-            left.type.can_be("key")
-            or right.type.can_be("key")
-            or self._both("stack", left, right)
-            or self._both("user stack", left, right)
-        ):
-            raise NotLowered(None, "compares keys or stacks")
         test = "false"
         if self._both("string", left, right):
             test = self.texts.equal(left, right)
@@ -357,8 +361,13 @@ class Emitter:
     # -- one method an operation --------------------------------------------------------------
 
     def on_move(self, operation: Operation, values: List[Value], result: Type) -> Value:
-        """MOVE."""
-        return values[0]
+        """MOVE; bytes of a register that is written again are copied."""
+        value = values[0]
+        if operation.arguments[0] in self.slots and operation.target not in self.slots and value.pointer:
+            room = self.texts.room(value.type.size_bytes)
+            length = self.texts.copy(value, room, value.type.size_bytes)
+            return value._replace(pointer=room, length=length, zeros=False)
+        return value
 
     def on_not(self, operation: Operation, values: List[Value], result: Type) -> Value:
         """NOT."""
@@ -372,19 +381,23 @@ class Emitter:
         """BITNOT."""
         return self._nil_aware([values[0], Value(INTEGER)], result, lambda a, _: self.w.value(f"xor i64 {a}, -1"))
 
+    def on_function(self, operation: Operation, values: List[Value], result: Type) -> Value:
+        """FUNCTION: nothing but its being there counts."""
+        return Value(result)
+
     def on_concat(self, operation: Operation, values: List[Value], result: Type) -> Value:
         """CONCAT: left to the VM."""
         raise NotLowered(operation.span, "joins strings", "print the parts, or use both as a key: t[a, b]")
 
     def on_event(self, operation: Operation, values: List[Value], result: Type) -> Value:
         """EVENT."""
-        return self.environment.event(operation.name)
+        return self.environment.event(operation.name, self.texts)
 
     def on_key(self, operation: Operation, values: List[Value], result: Type) -> Value:
         """KEY: nil in it is a fault."""
         for value in values:
             if value.type.can_be("nil"):
-                self.fault_if(value.isnil, "key", operation.span, "nil cannot be part of a key")
+                self.fault_if(value.isnil, "key", operation, "nil cannot be part of a key")
         parts = tuple(v._replace(type=v.type.without("nil"), isnil="false") for v in values)
         return Value(result, parts=parts)
 
@@ -403,10 +416,17 @@ class Emitter:
     def on_round(self, operation: Operation, values: List[Value], result: Type) -> Optional[Value]:
         """ROUND: one more loop round, a fault past the limit."""
         assert self.rounds is not None
-        number = self.w.value(f"add i64 {self.w.load(8, self.rounds)}, 1")
-        self.w.store(8, number, self.rounds)
-        over = self.w.value(f"icmp ugt i64 {number}, {self.shared.limits.loop_rounds}")
-        self.fault_if(over, "loop", operation.span, "loop execute count exceed max limit")
+        w = self.w
+        number = w.value(f"add i64 {w.load(8, self.rounds)}, 1")
+        w.store(8, number, self.rounds)
+        over, within, further = w.fresh("over"), w.fresh("within"), w.fresh("further")
+        w.branch(w.value(f"icmp ugt i64 {number}, {self.shared.limits.loop_rounds}"), over, within)
+        w.label(within)
+        w.may_go(over)
+        w.goto(further)
+        w.label(over)
+        self.fault("loop", operation, "loop execute count exceed max limit")
+        w.label(further)
         return None
 
     def on_checkint(self, operation: Operation, values: List[Value], result: Type) -> Optional[Value]:

@@ -46,6 +46,24 @@ Operand = Union[int, Constant]
 """A register or a constant."""
 
 
+class Call(NamedTuple):
+    """A call that is inlined: the function that makes it, and where."""
+
+    function: int
+    span: Span
+
+
+class Place(NamedTuple):
+    """Where an operation comes from: its function, and the calls that led there, innermost first."""
+
+    function: int
+    callers: Tuple[Call, ...] = ()
+
+    def frames(self, span: Span) -> Tuple[Call, ...]:
+        """The operation at a span and the calls around it, as a fault names them."""
+        return (Call(self.function, span), *self.callers)
+
+
 class Operation(NamedTuple):
     """One step: `target` is the register it writes (None: none). `name` says more where the op needs it.
 
@@ -53,6 +71,7 @@ class Operation(NamedTuple):
     GETENTRY, SAMPLE, STATADD, KEY, EVENT) and
 
     ========  ===================================================================
+    FUNCTION  target = a function, of which no more is known here
     GETVAR    target = the variable `variable`
     SETVAR    the variable = arguments[0]
     BUILTIN   target = the builtin `name` of the arguments
@@ -70,6 +89,7 @@ class Operation(NamedTuple):
     span: Span
     name: str = ""
     variable: Optional[Variable] = None
+    place: Place = Place(0)
 
 
 class Jump(NamedTuple):

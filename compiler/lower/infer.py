@@ -20,9 +20,21 @@ from compiler.lower.flat import (
     Variable,
     successors,
 )
-from compiler.lower.signature import SIGNATURES
-from compiler.lower.snapshot import Snapshot
-from compiler.lower.types import BOOLEAN, INTEGER, NIL, NOTHING, STATS, Type, join, of_constant, of_value, string
+from compiler.lower.signature import SIGNATURES, STATES, state_name
+from compiler.lower.types import (
+    BOOLEAN,
+    FUNCTION,
+    INTEGER,
+    MAX_STRING_BYTES,
+    NIL,
+    NOTHING,
+    STATS,
+    Type,
+    join,
+    of_constant,
+    of_value,
+    string,
+)
 from vm.program import Span
 from vm.values import Table
 
@@ -66,7 +78,8 @@ class TableFacts:
 class Facts:
     """What was inferred: variables and tables of a group, and the types at the entry of every block of each handler."""
 
-    def __init__(self) -> None:
+    def __init__(self, string_bytes: int = MAX_STRING_BYTES) -> None:
+        self.string_bytes = string_bytes
         self.variables: Dict[Variable, Type] = {}
         self.tables: Dict[int, TableFacts] = {}
         self.entries: Dict[int, Dict[int, State]] = {}
@@ -107,13 +120,15 @@ class Refused(Exception):
 
 
 def infer(
-    snapshot: Snapshot,
     handlers: Mapping[int, FlatHandler],
     event_types: Mapping[int, EventType],
     initial: Callable[[Variable], object],
+    string_bytes: int = MAX_STRING_BYTES,
 ) -> Facts:
-    """The facts of a group of handlers. `initial` gives what a variable holds now. Raises Refused."""
-    facts = Facts()
+    """The facts of a group of handlers. `initial` gives what a variable holds now, `string_bytes` is the most that is
+    read of a string. Raises Refused.
+    """
+    facts = Facts(string_bytes)
     facts.changed = True
     while facts.changed:
         facts.changed = False
@@ -167,6 +182,8 @@ class Typing:
         """Both ways of a branch: what was tested against nil is known better behind it."""
         then, otherwise = dict(state), dict(state)
         kind = state.get(condition, NOTHING)
+        if kind.can_be("boolean") and kind.is_mixed:
+            raise NotLowered(block.operations[-1].span if block.operations else None, f"tests what may be {kind}")
         if kind.kinds and kind.is_only("nil"):
             return [(end.otherwise, otherwise)]
         if kind.kinds and not (kind.can_be("nil") or kind.can_be("boolean")):
@@ -215,14 +232,26 @@ class Typing:
     def result(self, operation: Operation, types: List[Type]) -> Type:
         """The type that an operation writes (of no matter where it writes nothing)."""
         op = operation.op
+        if op not in ("MOVE", "SETVAR"):
+            self.unmixed(operation, types)
         if op in ARITHMETIC:
             return self.arithmetic(operation, types)
         if op in COMPARISONS:
             if op in ("LT", "LE"):
                 self.ordered(operation, types)
+            if op in ("EQ", "NE"):
+                self.comparable(operation, types)
             return BOOLEAN
         rule = getattr(self, "on_" + op.lower(), None)
         return rule(operation, types) if rule is not None else types[0] if types else NIL
+
+    def unmixed(self, operation: Operation, types: List[Type]) -> None:
+        """A value is of one type, or nil; whether it is nil may be asked of any."""
+        if operation.op == "NOT" or (operation.op in ("EQ", "NE") and NIL in types):
+            types = [kind for kind in types if kind.can_be("boolean")]
+        for kind in types:
+            if kind.is_mixed:
+                raise NotLowered(operation.span, f"uses what may be {kind}")
 
     def arithmetic(self, operation: Operation, types: List[Type]) -> Type:
         """Integers, and nil from nil."""
@@ -238,9 +267,19 @@ class Typing:
         if not all(t.is_only("integer", "address") for t in types) and not all(t.is_only("string") for t in types):
             raise NotLowered(operation.span, f"compares what may be {types[0]} with what may be {types[1]}")
 
+    def comparable(self, operation: Operation, types: List[Type]) -> None:
+        """`==` of what has no number and is no string is left to the VM."""
+        both = types[0].kinds & types[1].kinds
+        if both & {"key", "stack", "user stack", "table", "function", "stats", "probename"}:
+            raise NotLowered(operation.span, f"compares {types[0]} with {types[1]}")
+
     def on_move(self, operation: Operation, types: List[Type]) -> Type:
         """MOVE."""
         return types[0]
+
+    def on_function(self, operation: Operation, types: List[Type]) -> Type:
+        """FUNCTION."""
+        return FUNCTION
 
     def on_concat(self, operation: Operation, types: List[Type]) -> Type:
         """CONCAT."""
@@ -282,7 +321,11 @@ class Typing:
             if keyed:
                 self.facts.widen_key(facts, self.key_type(operation, types[1]))
             self.note(facts, "delete" if keyed else "clear", operation, 1 if keyed else None)
-        return row.result(operation, types)
+        if operation.name in STATES:
+            kind = self.event_type(state_name(operation), operation.span)
+            return kind if operation.name == "curr_taskinfo" or kind == NIL else join(NIL, BOOLEAN)
+        result = row.result(operation, types)
+        return result._replace(size_bytes=min(result.size_bytes, self.facts.string_bytes)) if row.reads else result
 
     # -- tables -------------------------------------------------------------------------------
 

@@ -1,8 +1,12 @@
-"""Facts about events that atomicity rests on."""
+"""Facts about events that atomicity rests on: which can fire in the middle of a handler of which other.
+
+A program never runs in the middle of itself (the kernel counts what it leaves out), and no other thread
+runs on its processor before it has ended; but an interrupt can come, and events fire in it.
+"""
 
 from __future__ import annotations
 
-from typing import FrozenSet, Tuple
+from typing import FrozenSet, Iterable, Tuple
 
 SERIALIZED_BY_RUN_QUEUE: FrozenSet[Tuple[str, str]] = frozenset(
     {
@@ -14,17 +18,43 @@ SERIALIZED_BY_RUN_QUEUE: FrozenSet[Tuple[str, str]] = frozenset(
     }
 )
 """Fields that name a task whose run-queue lock is held while the event fires (kernel/sched/core.c: ttwu_do_wakeup,
-wake_up_new_task, set_task_cpu and __schedule): two of these events about one task never run at the same time."""
+wake_up_new_task, set_task_cpu and __schedule): two of these events about one task never run at the same time. Idle
+tasks all have the number 0, so what is kept under it is of any of them, as it is in order of time."""
 
-IN_TASK_CONTEXT: FrozenSet[str] = frozenset({"syscalls", "raw_syscalls", "task", "exceptions"})
-"""Groups whose events fire in the context of the running task, outside of interrupts: for one task they come one after
-the other."""
+GROUPS_OF_TASKS: FrozenSet[str] = frozenset({"syscalls", "raw_syscalls", "task"})
+"""Groups whose events fire in the context of the running task, outside of interrupts."""
 
-SCHEDULER = "sched"
-"""Its events fire with interrupts off, in task context or while a task is woken."""
+EVENTS_OF_TASKS: FrozenSet[str] = frozenset(
+    {"sched:sched_switch", "sched:sched_process_fork", "sched:sched_process_exec", "sched:sched_process_exit"}
+)
+"""Others that do."""
 
-NO_NESTING: FrozenSet[str] = IN_TASK_CONTEXT | {SCHEDULER}
-"""Groups of events that do not interrupt one another in the middle of a handler and touch the same thread's or task's
-entries: a wake-up in an interrupt is about a task that does not run."""
+WITHOUT_INTERRUPTS: FrozenSet[str] = frozenset(
+    {
+        "sched:sched_switch",
+        "sched:sched_wakeup",
+        "sched:sched_wakeup_new",
+        "sched:sched_waking",
+        "sched:sched_migrate_task",
+        "sched:sched_stat_runtime",
+        "sched:sched_stat_wait",
+        "sched:sched_stat_sleep",
+        "sched:sched_stat_blocked",
+        "sched:sched_stat_iowait",
+    }
+)
+"""Events that fire with interrupts off (under a run-queue lock or a task's pi_lock)."""
+
 EVENTS_OF_THREAD: FrozenSet[str] = frozenset({"tid", "cpu"})
 """Event variables that name the running thread or its processor."""
+
+
+def of_task(event: str) -> bool:
+    """Whether an event (`group:name`) never fires in an interrupt."""
+    return event.partition(":")[0] in GROUPS_OF_TASKS or event in EVENTS_OF_TASKS
+
+
+def can_nest(events: Iterable[str]) -> bool:
+    """Whether one of the events can fire while a handler of another one runs on the same processor."""
+    found = frozenset(events)
+    return len(found) > 1 and not all(of_task(event) for event in found) and not found <= WITHOUT_INTERRUPTS

@@ -5,7 +5,9 @@ keys are equal bytes: 8 bytes for an integer, an address or a boolean; a string'
 most as many as inference found); a stack's return addresses.
 
 A value is 8 bytes for an integer or a boolean; a length of 8 bytes and then the bytes for a string or a
-stack; `Stats` for an aggregation.
+stack. A sum is 8 bytes, and where it is drained while events fire 8 more that count the additions. An
+aggregation is its count and its sum; how far its extremes are from the largest and from the smallest
+integer; and its buckets.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from vm.histogram import steps
 HASH, PERCPU_HASH, ARRAY, PERCPU_ARRAY = "hash", "percpu_hash", "array", "percpu_array"
 
 MOST_KEY_BYTES = 4096 + 512
+"""The largest key: a string as long as any, and some parts beside it."""
 COUNT, SUM_OF, SMALLEST, LARGEST, BUCKETS = 0, 8, 16, 24, 32
 """Offsets in the value of an aggregation."""
 POWERS = 65

@@ -8,17 +8,20 @@ means when handlers run one at a time. Everything else stays in the VM, with the
 
 from __future__ import annotations
 
-from typing import Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from compiler.lower.flat import Branch, FlatHandler, NotLowered, Operand, Operation, Variable
 from compiler.lower.flatten import flatten
-from compiler.lower.infer import Access, EventType, Facts, Refused, TableFacts, infer
-from compiler.lower.interrupts import EVENTS_OF_THREAD, NO_NESTING, SERIALIZED_BY_RUN_QUEUE
+from compiler.lower.infer import VALUE_KINDS, Access, EventType, Facts, Refused, TableFacts, Typing, infer
+from compiler.lower.interrupts import EVENTS_OF_THREAD, SERIALIZED_BY_RUN_QUEUE, can_nest
+from compiler.lower.layouts import MOST_KEY_BYTES, key_bytes
 from compiler.lower.reach import Reach
 from compiler.lower.snapshot import Closure, Snapshot
+from compiler.lower.stops import can_stop
+from compiler.lower.types import MAX_STRING_BYTES
 from compiler.lower.webs import definitions, split, uses
 from vm.program import Span
-from vm.values import Table
+from vm.values import Key, Table
 
 CONSTANT, SUM, AGGREGATION, KEYED = "constant", "sum", "aggregation", "keyed"
 """Homes: written by nothing; added to; sampled; entries of the running thread, processor or task."""
@@ -39,8 +42,8 @@ class TableHome(NamedTuple):
     name: str
     home: str
     facts: TableFacts
-    programs: int
-    """How many handlers write it: with one, no update can be interrupted by another."""
+    nested: bool
+    """Whether an event that writes it can fire in the middle of another that does."""
 
 
 class VariableHome(NamedTuple):
@@ -48,7 +51,7 @@ class VariableHome(NamedTuple):
 
     variable: Variable
     home: str
-    programs: int
+    nested: bool
 
 
 class Reason(NamedTuple):
@@ -69,33 +72,50 @@ class Plan(NamedTuple):
     reasons: Mapping[int, Reason]
 
 
+class Surroundings(NamedTuple):
+    """What partition asks about the script's run."""
+
+    name_of: Callable[[Table], str]
+    """A table's name for messages."""
+    initial: Callable[[Variable], object]
+    """What a variable holds now."""
+    earlier: Callable[[int, FrozenSet[int]], Optional[int]]
+    """The line of a handler in the VM that runs before a handler for the same event, given the handlers in the kernel."""
+    string_bytes: int
+    """The longest string that is read from memory."""
+
+
 def partition(
     snapshot: Snapshot,
     candidates: Mapping[int, Candidate],
     reach_of_vm: Callable[[FrozenSet[int]], Reach],
-    name_of: Callable[[Table], str],
-    initial: Callable[[Variable], object],
+    surroundings: Surroundings,
 ) -> Plan:
     """Decide for every candidate.
 
     `reach_of_vm` tells what the handlers that stay in the VM while events fire (ticks, and the candidates
-    named) read and write; `name_of` gives a table's name for messages.
+    named) read and write.
     """
     reasons: Dict[int, Reason] = {}
     flats: Dict[int, FlatHandler] = {}
+    everything = reach_of_vm(frozenset(candidates))
     for number, candidate in candidates.items():
         try:
-            flats[number] = split(flatten(snapshot, candidate.closure))
+            flats[number] = split(
+                flatten(snapshot, candidate.closure, lambda table: not everything.table(table).written)
+            )
         except NotLowered as why:
             reasons[number] = _reason(why)
     while True:
         kernel = {number: flat for number, flat in flats.items() if number not in reasons}
         types = {number: candidates[number].event_type for number in kernel}
         try:
-            facts = infer(snapshot, kernel, types, initial)
+            facts = infer(kernel, types, surroundings.initial, surroundings.string_bytes)
             reach = reach_of_vm(frozenset(candidates) - frozenset(kernel))
-            tables = {i: _table_home(f, candidates, kernel, reach, name_of) for i, f in facts.tables.items()}
-            variables = {v: _variable_home(v, kernel, reach) for v in facts.variables}
+            group = Group(candidates, kernel, facts, reach)
+            _check_order(group, surroundings)
+            tables = {i: _table_home(f, group, surroundings.name_of) for i, f in facts.tables.items()}
+            variables = {v: _variable_home(v, group) for v in facts.variables}
             return Plan(kernel, facts, tables, variables, reasons)
         except Refused as refused:
             reasons[refused.handler] = _reason(refused.why)
@@ -105,37 +125,64 @@ def _reason(why: NotLowered) -> Reason:
     return Reason(why.span, why.reason, why.remedy)
 
 
+class Group(NamedTuple):
+    """Handlers that would be in the kernel, and what is known of them."""
+
+    candidates: Mapping[int, Candidate]
+    kernel: Mapping[int, FlatHandler]
+    facts: Facts
+    reach: Reach
+
+    def events(self, handlers: Iterable[int]) -> Set[str]:
+        """The events of handlers."""
+        return {event for number in handlers for event in self.candidates[number].events}
+
+
+def _check_order(group: Group, surroundings: Surroundings) -> None:
+    """Refuse a handler that prints or ends the run where one in the VM has to come first: its record would be later."""
+    for number, flat in group.kernel.items():
+        line = surroundings.earlier(number, frozenset(group.kernel))
+        if line is None:
+            continue
+        typing = Typing(group.facts, number, flat, group.candidates[number].event_type, surroundings.initial)
+        acts = next((o for block in flat.blocks for o in block.operations if _is_seen(o)), None)
+        if acts is None and can_stop(flat, typing, group.facts.entries[number]):
+            acts = flat.blocks[0].operations[0]
+        if acts is not None:
+            reason = f"comes behind the handler of the same event at line {line}, which stays in the VM"
+            raise Refused(number, NotLowered(acts.span, reason, "put it first"))
+
+
+def _is_seen(operation: Operation) -> bool:
+    return operation.op == "BUILTIN" and operation.name in ("print", "printf", "exit")
+
+
 # -- tables -----------------------------------------------------------------------------------
 
 
-def _table_home(
-    facts: TableFacts,
-    candidates: Mapping[int, Candidate],
-    kernel: Mapping[int, FlatHandler],
-    reach: Reach,
-    name_of: Callable[[Table], str],
-) -> TableHome:
+def _table_home(facts: TableFacts, group: Group, name_of: Callable[[Table], str]) -> TableHome:
     """Where a table can live. Raises Refused for a handler that keeps it from living anywhere."""
     name = name_of(facts.table)
-    uses = {number: uses for number, uses in facts.accesses.items() if number in kernel}
+    uses = {number: uses for number, uses in facts.accesses.items() if number in group.kernel}
     ops = {access.op for accesses in uses.values() for access in accesses}
     writers = [n for n, accesses in uses.items() if any(_writes(a) for a in accesses)]
-    by_vm = reach.table(facts.table)
-    if not writers:
-        if by_vm.written:
-            _refuse(uses, f"reads `{name}`, which a handler in the VM changes while events fire")
-        return TableHome(facts.table, name, CONSTANT, facts, 0)
-    if by_vm.shared_by_handler is not None:
+    by_vm = group.reach.table(facts.table)
+    nested = can_nest(group.events(writers))
+    if not writers and by_vm.written:
+        _refuse(uses, f"reads `{name}`, which a handler in the VM changes while events fire")
+    if writers and by_vm.shared_by_handler is not None:
         _refuse(uses, f"shares `{name}` with the handler at line {by_vm.shared_by_handler}, which stays in the VM")
     _check_types(facts, uses, name)
+    if not writers:
+        return TableHome(facts.table, name, CONSTANT, facts, False)
     if ops <= {"ADDINDEX", "SUBINDEX"}:
-        return TableHome(facts.table, name, SUM, facts, len(writers))
+        return TableHome(facts.table, name, SUM, facts, nested)
     if ops == {"SAMPLE"}:
-        return TableHome(facts.table, name, AGGREGATION, facts, len(writers))
+        return TableHome(facts.table, name, AGGREGATION, facts, nested)
     if by_vm.written:
         _refuse(uses, f"a tick changes `{name}`, which handlers also read", "let the handlers alone change it")
-    _check_keyed(facts, uses, candidates, kernel, name)
-    return TableHome(facts.table, name, KEYED, facts, len(writers))
+    _check_keyed(facts, uses, group, name)
+    return TableHome(facts.table, name, KEYED, facts, nested)
 
 
 def _writes(access: Access) -> bool:
@@ -149,46 +196,54 @@ def _refuse(uses: Mapping[int, Set[Access]], reason: str, remedy: Optional[str] 
 
 
 def _check_types(facts: TableFacts, uses: Mapping[int, Set[Access]], name: str) -> None:
-    """Refuse keys or values of several types."""
+    """Refuse keys or values of several types; an empty table that is only read has neither."""
     if len(facts.key.kinds) != 1 or any(len(part.kinds) != 1 for part in facts.key.parts):
         _refuse(uses, f"`{name}` has keys that are {facts.key}", "use keys of one type")
     if len(facts.value.without("nil").kinds) > 1:
         _refuse(uses, f"`{name}` has values that are {facts.value}", "keep values of one type")
+    if key_bytes(facts.key) > MOST_KEY_BYTES or any(
+        has_nul(key) or has_nul(value) for key, value in facts.table.entries()
+    ):
+        _refuse(uses, f"`{name}` has keys or values that only the VM can hold")
+    if not facts.value.is_only(*VALUE_KINDS, "stats"):
+        _refuse(uses, f"`{name}` has values that are {facts.value}, which only the VM has")
 
 
-def _check_keyed(
-    facts: TableFacts,
-    uses: Mapping[int, Set[Access]],
-    candidates: Mapping[int, Candidate],
-    kernel: Mapping[int, FlatHandler],
-    name: str,
-) -> None:
+def has_nul(value: object) -> bool:
+    """Whether there is a NUL in a string or in a part of a key: programs end strings there."""
+    if isinstance(value, Key):
+        return any(has_nul(part) for part in value.parts())
+    return isinstance(value, bytes) and (b"\0" in value or len(value) > MAX_STRING_BYTES)
+
+
+def _check_keyed(facts: TableFacts, uses: Mapping[int, Set[Access]], group: Group, name: str) -> None:
     """Refuse entries that handlers on other processors could change in the middle of a run."""
+    if "stats" in facts.value.kinds:
+        _refuse(uses, f"`{name}` has aggregations that a handler reads", "read them in a tick or in trace_end")
     ways: Set[str] = set()
     for number, accesses in uses.items():
         for access in accesses:
             operation = access.operation
             if access.key is None:
                 raise Refused(number, NotLowered(operation.span, f"clears `{name}`, which other processors use"))
-            way = _serialized(access.key, kernel[number], candidates[number].events)
+            way = _serialized(access.key, group.kernel[number], group.candidates[number].events)
             if way is None:
                 reason = f"reads and changes `{name}` under a key that other processors can use at the same time"
                 raise Refused(number, NotLowered(operation.span, reason, "key it by tid or cpu, or only add to it"))
             ways.add(way)
     if len(ways) > 1:
         _refuse(uses, f"keys `{name}` in more than one way ({', '.join(sorted(ways))})")
-    groups = {event.partition(":")[0] for number in uses for event in candidates[number].events}
-    if len(uses) > 1 and not groups <= NO_NESTING:
-        other = sorted(groups - NO_NESTING)[0]
-        _refuse(uses, f"`{name}` is used by events of `{other}`, which can interrupt the others")
+    if "task" not in min(ways) and can_nest(group.events(uses)):
+        _refuse(uses, f"`{name}` is used by events of which one can interrupt another")
 
 
 def _serialized(key: Operand, flat: FlatHandler, events: Sequence[str]) -> Optional[str]:
-    """What keeps two handlers from using one key at the same time: `tid`, `cpu`, `task`, or None."""
+    """What keeps two handlers from using one key at the same time: `tid`, `cpu`, `task` (and which part), or None."""
     for operation in _origins(key, flat):
         if operation.op == "KEY":
             found = [_serialized(part, flat, events) for part in operation.arguments]
-            return next((way for way in ("tid", "cpu", "task") if way in found), None)
+            ways = (f"{way} as part {n + 1}" for n, way in enumerate(found) if way is not None)
+            return min(ways, key=lambda way: "task" in way, default=None)
         if operation.op == "EVENT":
             if operation.name in EVENTS_OF_THREAD:
                 return operation.name
@@ -215,17 +270,17 @@ def _origins(operand: Operand, flat: FlatHandler) -> List[Operation]:
 # -- variables --------------------------------------------------------------------------------
 
 
-def _variable_home(variable: Variable, kernel: Mapping[int, FlatHandler], reach: Reach) -> VariableHome:
+def _variable_home(variable: Variable, group: Group) -> VariableHome:
     """Where a variable can live. Raises Refused for a handler that keeps it from living anywhere."""
     readers: Dict[int, List[Operation]] = {}
     writers: Dict[int, List[Operation]] = {}
-    for number, flat in kernel.items():
+    for number, flat in group.kernel.items():
         for block in flat.blocks:
             for operation in block.operations:
                 if operation.variable == variable:
                     found = writers if operation.op == "SETVAR" else readers
                     found.setdefault(number, []).append(operation)
-    by_vm = reach.variable(variable)
+    by_vm = group.reach.variable(variable)
     if not writers:
         number = min(readers)
         reason = f"reads `{variable.name}`, which changes while events fire"
@@ -235,12 +290,17 @@ def _variable_home(variable: Variable, kernel: Mapping[int, FlatHandler], reach:
         raise Refused(min(writers), NotLowered(writers[min(writers)][0].span, reason))
     homes = set()
     for number in {**readers, **writers}:
-        homes |= _additions(variable, number, kernel[number])
+        homes |= _additions(variable, number, group.kernel[number])
     if len(homes) > 1:
         number = min(writers)
         reason = f"`{variable.name}` is added to in one place and sampled in another"
         raise Refused(number, NotLowered(writers[number][0].span, reason))
-    return VariableHome(variable, homes.pop(), len(writers))
+    home = homes.pop()
+    if home == SUM and not group.facts.variables[variable].is_only("integer"):
+        number = min(writers)
+        reason = f"adds to `{variable.name}`, which is {group.facts.variables[variable]}"
+        raise Refused(number, NotLowered(writers[number][0].span, reason, "give it a number in the main chunk"))
+    return VariableHome(variable, home, can_nest(group.events(writers)))
 
 
 def _additions(variable: Variable, number: int, flat: FlatHandler) -> Set[str]:

@@ -6,10 +6,10 @@ reads a table that it hands to a builtin known to read, or indexes; anything els
 
 from __future__ import annotations
 
-from typing import Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
 
 from compiler.lower.flat import Variable
-from compiler.lower.snapshot import Closure, Snapshot, text
+from compiler.lower.snapshot import Box, Closure, Snapshot, reachable, text
 from vm.opcodes import BY_NAME
 from vm.program import Function, Instruction
 from vm.values import Table
@@ -65,10 +65,10 @@ class Reach:
 
     def add(self, closure: Closure, handler_line: Optional[int]) -> None:
         """Note all that a function, and those it may call, can touch; `handler_line` where it is for events."""
-        for function, boxes in _reachable(self.snapshot, closure):
+        for function, boxes in reachable(self.snapshot, closure):
             self._add_code(function, boxes, handler_line)
 
-    def _add_code(self, function: Function, boxes: Sequence[Optional[List[object]]], line: Optional[int]) -> None:
+    def _add_code(self, function: Function, boxes: Sequence[Optional[Box]], line: Optional[int]) -> None:
         program = self.snapshot.program
         for instruction in function.code:
             op, a, b, _ = instruction
@@ -88,7 +88,7 @@ class Reach:
         for table in self._written_tables(function, boxes):
             self._table(table, True, line)
 
-    def _written_tables(self, function: Function, boxes: Sequence[Optional[List[object]]]) -> List[Table]:
+    def _written_tables(self, function: Function, boxes: Sequence[Optional[Box]]) -> List[Table]:
         """Tables that the function's code may change, by following registers in the order of the code."""
         held: Dict[int, object] = {}
         found: List[Table] = []
@@ -98,7 +98,7 @@ class Reach:
             self._load(instruction, boxes, held)
         return found
 
-    def _load(self, instruction: Instruction, boxes: Sequence[Optional[List[object]]], held: Dict[int, object]) -> None:
+    def _load(self, instruction: Instruction, boxes: Sequence[Optional[Box]], held: Dict[int, object]) -> None:
         op, a, b, c = instruction
         if op == "GETGLOBAL":
             held[a] = self.snapshot.globals.get(text(self.snapshot.program, b))
@@ -156,42 +156,3 @@ def _tables(value: object) -> List[Table]:
             found[id(item)] = item
             todo += [*item.keys(), *item.values()]
     return list(found.values())
-
-
-def _reachable(snapshot: Snapshot, closure: Closure) -> List[Tuple[Function, Sequence[Optional[List[object]]]]]:
-    """The function, those it makes, and all that it can reach by a name."""
-    found: Dict[int, Tuple[Function, Sequence[Optional[List[object]]]]] = {}
-    todo: List[Tuple[int, Sequence[Optional[List[object]]]]] = [(closure.function, closure.boxes)]
-    seen: Set[int] = set()
-    while todo:
-        number, boxes = todo.pop()
-        if number in found:
-            continue
-        function = snapshot.program.functions[number]
-        found[number] = (function, boxes)
-        for instruction in function.code:
-            value: object = None
-            if instruction.op == "CLOSURE":
-                made = snapshot.program.functions[instruction.b]
-                inner = [None if u.from_register else boxes[u.slot] for u in made.upvalues]
-                todo.append((instruction.b, inner))
-            elif instruction.op == "GETGLOBAL":
-                value = snapshot.globals.get(text(snapshot.program, instruction.b))
-            elif instruction.op == "GETUP":
-                box = boxes[instruction.b]
-                value = box[0] if box is not None else None
-            for held in _functions(value, seen):
-                reached = snapshot.closure_of(held)
-                if reached is not None:
-                    todo.append((reached.function, reached.boxes))
-    return list(found.values())
-
-
-def _functions(value: object, seen: Set[int]) -> List[object]:
-    """The value, and functions in the tables behind it."""
-    if isinstance(value, Table):
-        if id(value) in seen:
-            return []
-        seen.add(id(value))
-        return [f for v in value.values() for f in _functions(v, seen)]
-    return [value] if callable(value) else []

@@ -5,24 +5,25 @@ Every other builtin keeps its handler in the VM. `emit.py` has an emitter for ea
 
 from __future__ import annotations
 
-from typing import Callable, Dict, NamedTuple, Sequence
+from typing import Callable, Dict, NamedTuple, Sequence, Set
 
-from compiler.lower.flat import Constant, NotLowered, Operand, Operation
-from compiler.lower.types import BOOLEAN, INTEGER, MAX_STRING_BYTES, NIL, Type, join, string
+from compiler.lower.flat import Constant, FlatHandler, NotLowered, Operand, Operation
+from compiler.lower.types import INTEGER, MAX_STRING_BYTES, NIL, Type, join, string
 
 MAX_FRAMES = 127
 """Frames of a stack (PERF_MAX_STACK_DEPTH of linux/perf_event.h)."""
-TASK_STATES = ("in_interrupt", "in_iowait")
+STATES = ("in_iowait", "curr_taskinfo")
+"""Builtins that read the running task: their type is that of a variable of the event (`state_name`)."""
 
 Result = Callable[[Operation, Sequence[Type]], Type]
 """Takes a BUILTIN operation and the types of its arguments, gives the type of its result. Raises NotLowered."""
 
 
 class Signature(NamedTuple):
-    """One row: the type of the result, and whether a call is seen outside (a record, a fault, a change of a table)."""
+    """One row: the type of the result; `reads`: it is a string from memory, of which only so much is read."""
 
     result: Result
-    acts: bool = False
+    reads: bool = False
 
 
 def _always(result: Type) -> Result:
@@ -70,25 +71,35 @@ def _length(operation: Operation, arguments: Sequence[Type]) -> Type:
     return INTEGER
 
 
-def _task_info(operation: Operation, arguments: Sequence[Type]) -> Type:
-    if len(operation.arguments) != 1 or not isinstance(operation.arguments[0], Constant):
+def state_name(operation: Operation) -> str:
+    """The variable that a builtin for the running task's state reads. Raises NotLowered."""
+    if operation.name != "curr_taskinfo":
+        return f"curtask.{operation.name}"
+    name = operation.arguments[0] if operation.arguments else None
+    if not isinstance(name, Constant) or not isinstance(name.value, bytes) or name.value == b"in_interrupt":
         raise NotLowered(operation.span, "curr_taskinfo of a name that is not a constant")
-    return INTEGER
+    return f"curtask.{name.value.decode('latin-1')}"
+
+
+def event_names(flat: FlatHandler) -> Set[str]:
+    """The event variables that a handler reads."""
+    operations = [operation for block in flat.blocks for operation in block.operations]
+    names = {o.name for o in operations if o.op == "EVENT"}
+    return names | {state_name(o) for o in operations if o.op == "BUILTIN" and o.name in STATES}
 
 
 SIGNATURES: Dict[str, Signature] = {
-    "print": Signature(_always(NIL), acts=True),
-    "printf": Signature(_always(NIL), acts=True),
-    "exit": Signature(_always(NIL), acts=True),
-    "delete": Signature(_always(NIL), acts=True),
+    "print": Signature(_always(NIL)),
+    "printf": Signature(_always(NIL)),
+    "exit": Signature(_always(NIL)),
+    "delete": Signature(_always(NIL)),
     "len": Signature(_length),
     "string.len": Signature(_length),
-    "user_string": Signature(_bytes_read),
-    "kernel_string": Signature(_bytes_read),
+    "user_string": Signature(_bytes_read, reads=True),
+    "kernel_string": Signature(_bytes_read, reads=True),
     **{f"{space}_u{bits}": Signature(_number_read) for space in ("user", "kernel") for bits in (8, 16, 32, 64)},
     "stack": Signature(_stack),
     "ustack": Signature(_stack),
     **{f"gettimeofday_{unit}": Signature(_always(INTEGER)) for unit in ("ns", "us", "ms", "s")},
-    **{name: Signature(_always(BOOLEAN)) for name in TASK_STATES},
-    "curr_taskinfo": Signature(_task_info),
+    **{name: Signature(_always(NIL)) for name in STATES},
 }

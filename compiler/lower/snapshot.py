@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from types import FunctionType
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from vm.program import Function, Program
 from vm.values import Table
+
+Box = List[object]
 
 
 class Closure(NamedTuple):
     """A function of the script as a value: its index in the program and its boxes."""
 
     function: int
-    boxes: Tuple[List[object], ...]
+    boxes: Tuple[Box, ...]
+
+
+class Code(NamedTuple):
+    """A function that can run: with the boxes of its upvalues, None for those that are made each time."""
+
+    function: Function
+    boxes: Sequence[Optional[Box]]
 
 
 ClosureOf = Callable[[object], Optional[Closure]]
@@ -21,33 +29,32 @@ ClosureOf = Callable[[object], Optional[Closure]]
 
 
 class Snapshot(NamedTuple):
-    """Variables by name and what later code may write."""
+    """Variables by name and what code that runs while events fire may write."""
 
     program: Program
     globals: Mapping[str, object]
     closure_of: ClosureOf
-    written_globals: frozenset[str]
-    written_boxes: frozenset[int]
+    written_globals: frozenset[str] = frozenset()
+    written_boxes: frozenset[int] = frozenset()
     """By id of the box."""
 
 
 def take(
-    program: Program, global_values: Mapping[str, object], handlers: Sequence[object], closure_of: ClosureOf
+    program: Program, global_values: Mapping[str, object], running: Sequence[object], closure_of: ClosureOf
 ) -> Snapshot:
-    """The snapshot of a machine whose main chunk has run; `handlers` are the function values of all probes."""
-    writes = [written_upvalues(program, number, {}) for number in range(len(program.functions))]
+    """The snapshot of a machine whose main chunk has run; `running` are the handlers of events and ticks."""
+    snapshot = Snapshot(program, global_values, closure_of)
     names: Set[str] = set()
-    for function in program.functions[1:]:
-        names |= globals_written_by(program, function)
     boxes: Set[int] = set()
-    for closure in _closures([*global_values.values(), *handlers], closure_of):
-        boxes |= {id(closure.boxes[slot]) for slot in writes[closure.function]}
-    return Snapshot(program, global_values, closure_of, frozenset(names), frozenset(boxes))
-
-
-def globals_written_by(program: Program, function: Function) -> Set[str]:
-    """Names of the globals that a function's own code assigns."""
-    return {text(program, i.a) for i in function.code if i.op == "SETGLOBAL"}
+    for function in running:
+        closure = closure_of(function)
+        for code in reachable(snapshot, closure) if closure is not None else ():
+            for instruction in code.function.code:
+                if instruction.op == "SETGLOBAL":
+                    names.add(text(program, instruction.a))
+                elif instruction.op == "SETUP" and code.boxes[instruction.a] is not None:
+                    boxes.add(id(code.boxes[instruction.a]))
+    return snapshot._replace(written_globals=frozenset(names), written_boxes=frozenset(boxes))
 
 
 def text(program: Program, constant: int) -> str:
@@ -70,21 +77,42 @@ def written_upvalues(program: Program, number: int, seen: Dict[int, Set[int]]) -
     return slots
 
 
-def _closures(roots: Sequence[object], closure_of: ClosureOf) -> List[Closure]:
-    """Every closure that can be reached from the roots through tables and boxes."""
-    found: List[Closure] = []
+def reachable(snapshot: Snapshot, closure: Closure) -> List[Code]:
+    """The function, those it makes, and all that it can reach by a name."""
+    found: List[Code] = []
+    todo: List[Tuple[int, Sequence[Optional[Box]]]] = [(closure.function, closure.boxes)]
+    done: Set[Tuple[int, Tuple[int, ...]]] = set()
     seen: Set[int] = set()
-    todo = list(roots)
     while todo:
-        value = todo.pop()
-        if id(value) in seen:
+        number, boxes = todo.pop()
+        mark = (number, tuple(id(box) for box in boxes))
+        if mark in done:
             continue
-        seen.add(id(value))
-        if isinstance(value, Table):
-            todo += [*value.keys(), *value.values()]
-        elif isinstance(value, FunctionType):
-            closure = closure_of(value)
-            if closure is not None:
-                found.append(closure)
-                todo += [box[0] for box in closure.boxes]
+        done.add(mark)
+        function = snapshot.program.functions[number]
+        found.append(Code(function, boxes))
+        for instruction in function.code:
+            value: object = None
+            if instruction.op == "CLOSURE":
+                made = snapshot.program.functions[instruction.b]
+                todo.append((instruction.b, [None if u.from_register else boxes[u.slot] for u in made.upvalues]))
+            elif instruction.op == "GETGLOBAL":
+                value = snapshot.globals.get(text(snapshot.program, instruction.b))
+            elif instruction.op == "GETUP":
+                box = boxes[instruction.b]
+                value = box[0] if box is not None else None
+            for held in functions_in(value, seen):
+                reached = snapshot.closure_of(held)
+                if reached is not None:
+                    todo.append((reached.function, reached.boxes))
     return found
+
+
+def functions_in(value: object, seen: Set[int]) -> List[object]:
+    """The value if it is a function, and the functions in the tables behind it; tables in `seen` are left out."""
+    if not isinstance(value, Table):
+        return [value] if callable(value) else []
+    if id(value) in seen:
+        return []
+    seen.add(id(value))
+    return [function for item in value.values() for function in functions_in(item, seen)]

@@ -27,7 +27,7 @@ from compiler.lower.types import Type
 from compiler.lower.values import Value, of_constant
 from vm.aggregate import Shape
 from vm.histogram import steps
-from vm.program import Span
+from vm.values import MAX_INTEGER, MIN_INTEGER
 
 if TYPE_CHECKING:
     from compiler.lower.emit import Emitter
@@ -51,7 +51,7 @@ class Stores:
     def add_to_variable(self, home: VariableHome, update: Addition, amount: Value) -> None:
         """`x += amount` or `s <<< amount`."""
         name, index = self.shared.variable_maps[home.variable]
-        key = self.w.local(4)
+        key = self.w.local(4, "key")
         self.w.store(4, index, key)
         self._with_found(name, key, lambda found: self._add_to(name, found, home.home, update.change.op, amount), None)
 
@@ -73,7 +73,7 @@ class Stores:
         op = operation.op
         if op in ("GETINDEX", "GETENTRY"):
             return self._get(home, key, result, operation)
-        self.check_key(key, operation.span)
+        self.check_key(key, operation)
         pointer = self.key(home, key)
         if op == "SETINDEX":
             self._set(home, pointer, values[2])
@@ -93,10 +93,10 @@ class Stores:
         """The map of a table."""
         return self.shared.table_maps[id(home.table)]
 
-    def check_key(self, key: Value, span: Span) -> None:
+    def check_key(self, key: Value, operation: Operation) -> None:
         """A fault for nil."""
         if key.type.can_be("nil"):
-            self.e.fault_if(key.isnil, "key", span, "nil cannot be a key")
+            self.e.fault_if(key.isnil, "key", operation, "nil cannot be a key")
 
     def key(self, home: TableHome, key: Value) -> str:
         """A pointer to the bytes of a key that is not nil."""
@@ -104,7 +104,7 @@ class Stores:
         given = key.parts if key.parts else (key,)
         if len(wanted) == 1 and wanted[0].is_bytes:
             only, size = given[0], part_bytes(wanted[0])
-            if only.length is None and only.pointer and rounded(only.type.size_bytes) == size:
+            if only.is_padded and only.pointer and rounded(only.type.size_bytes) == size:
                 return only.pointer
         target = self.texts.room(key_bytes(home.facts.key))
         offset = 0
@@ -113,9 +113,7 @@ class Stores:
             if part.is_only("string"):
                 self.texts.place(value, self.w.at(target, offset), size)
             elif part.is_bytes:
-                most = min(rounded(value.type.size_bytes), size)
-                self.texts.move(self.w.at(target, offset), value.pointer, most)
-                self.texts.clear_from(self.w.at(target, offset), most, size)
+                self.texts.place(value._replace(zeros=True), self.w.at(target, offset), size)
             else:
                 self.w.store(8, value.number, target, offset)
             offset += size
@@ -125,9 +123,7 @@ class Stores:
         """The map as an operand: itself, or what an array of maps holds now."""
         if name not in self.shared.swapped:
             return self.w.reference(name)
-        zero = self.w.local(4)
-        self.w.store(4, 0, zero)
-        return self.w.lookup(name, zero, self.e.end)
+        return self.w.lookup(name, self.w.index(0), self.e.end)
 
     def _with_found(
         self, name: str, key: str, hit: Callable[[str], None], miss: Optional[Callable[[str], None]]
@@ -173,9 +169,8 @@ class Stores:
 
     def _count_drop(self, home: TableHome) -> None:
         w = self.w
-        key = w.local(4)
-        w.store(4, list(self.shared.plan.tables).index(id(home.table)), key)
-        counter = w.call("map_lookup", w.reference("drops"), key)
+        place = w.index(list(self.shared.plan.tables).index(id(home.table)))
+        counter = w.call("map_lookup", w.reference("drops"), place)
         some, none = w.fresh("some"), w.fresh("none")
         w.branch(w.value(f"icmp ne ptr {counter}, null"), some, none)
         w.label(some)
@@ -190,10 +185,13 @@ class Stores:
 
         def add(found: str) -> None:
             self._add(name, found, amount)
+            if name in self.shared.swapped:  # how often, for what finds no room in the script's table
+                self._add(name, self.w.at(found, 8), "1")
 
         def insert(inside: str) -> None:
-            value = self.w.local(8)
+            value = self.w.local(16, "value")
             self.w.store(8, amount, value)
+            self.w.store(8, 1, value, 8)
             self._insert(home, inside, key, value, add)
 
         self._with_found(name, key, add, insert)
@@ -211,9 +209,7 @@ class Stores:
             self._sample(name, found, number)
 
         def insert(inside: str) -> None:
-            zero = self.w.local(4)
-            self.w.store(4, 0, zero)
-            zeros = self.w.lookup("zeros", zero, self.e.end)
+            zeros = self.w.lookup("zeros", self.w.index(0), self.e.end)
             failed = self.w.call("map_update", inside, key, zeros, BPF_NOEXIST)
             found = self.w.call("map_lookup", inside, key)
             made, full, done = self.w.fresh("made"), self.w.fresh("full"), self.w.fresh("done")
@@ -230,11 +226,10 @@ class Stores:
         self._with_found(name, key, sample, insert)
 
     def _sample(self, name: str, place: str, number: str) -> None:
-        """One sample: the extremes first, which a count of zero starts."""
+        """One sample. The extremes are kept as distances from the other end of all integers: what is new is 0."""
         w = self.w
-        first = w.value(f"icmp eq i64 {w.load(8, place, COUNT)}, 0")
-        for offset, test in ((SMALLEST, "slt"), (LARGEST, "sgt")):
-            self._extreme(name, w.at(place, offset), test, number, first)
+        self._extreme(name, w.at(place, SMALLEST), w.value(f"sub i64 {MAX_INTEGER}, {number}"))
+        self._extreme(name, w.at(place, LARGEST), w.value(f"sub i64 {number}, {MIN_INTEGER}"))
         self._add(name, w.at(place, SUM_OF), number)
         if self.shared.stats.powers:
             index = self._power(number)
@@ -245,20 +240,20 @@ class Stores:
             self._bucket(name, place, offset, index, 1 + steps(*shape))
         self._add(name, w.at(place, COUNT), "1")
 
-    def _extreme(self, name: str, place: str, test: str, number: str, first: str) -> None:
+    def _extreme(self, name: str, place: str, distance: str) -> None:
+        """Keep the larger of two unsigned distances."""
         w = self.w
         done = w.fresh("done")
         for _ in range(EXCHANGES if name in self.shared.contended else 1):
             old = w.load(8, place)
-            beyond = w.value(f"icmp {test} i64 {number}, {old}")
             better, following = w.fresh("better"), w.fresh("l")
-            w.branch(w.value(f"or i1 {first}, {beyond}"), better, done)
+            w.branch(w.value(f"icmp ugt i64 {distance}, {old}"), better, done)
             w.label(better)
             if name not in self.shared.contended:
-                w.store(8, number, place)
+                w.store(8, distance, place)
                 w.goto(done)
                 break
-            pair = w.value(f"cmpxchg ptr {place}, i64 {old}, i64 {number} seq_cst seq_cst")
+            pair = w.value(f"cmpxchg ptr {place}, i64 {old}, i64 {distance} seq_cst seq_cst")
             w.branch(w.value(f"extractvalue {{ i64, i1 }} {pair}, 1"), done, following)
             w.label(following)
         else:
@@ -304,7 +299,7 @@ class Stores:
         """The entry under a key as a value of its own, nil (or 0) where there is none."""
         w = self.w
         held = home.facts.value.without("nil")
-        number, isnil, length = w.local(8), w.local(8), w.local(8)
+        number, isnil, length = w.local(8, "number"), w.local(8, "isnil"), w.local(8, "length")
         default = 0 if operation.op == "GETENTRY" else 1
         w.store(8, 0, number)
         w.store(8, default, isnil)
@@ -355,7 +350,7 @@ class Stores:
             w.store(8, self.texts.copy(value, w.at(room, 8), held.size_bytes), room)
             self._insert(home, self.map(self.name(home)), key, room, None)
             return
-        room = w.local(8)
+        room = w.local(16, "value")
         w.store(8, value.number, room)
         self._with_found(
             self.name(home),

@@ -6,15 +6,17 @@ VM), so a string that is padded with zeros needs no length.
 
 from __future__ import annotations
 
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, Tuple
 
 from compiler.ir import Writer
 from compiler.lower.flat import NotLowered
 from compiler.lower.layouts import rounded
 from compiler.lower.values import Value
 
-MOST_STACK_BYTES = 224
-"""How much of a program's 512 bytes of stack strings and keys may take; what is larger lies in the map `room`."""
+MOST_STACK_BYTES = 208
+"""How much of a program's 512 bytes of stack a handler may take; what is more lies in the map `room`."""
+MOST_STACKED_BYTES = 64
+"""Larger pieces lie in the map at once."""
 MOST_STORED_BYTES = 256
 """Up to here bytes are copied and compared by instructions, above by a helper."""
 
@@ -22,8 +24,10 @@ MOST_STORED_BYTES = 256
 class Texts:
     """Room for bytes, and what is done with strings."""
 
-    def __init__(self, writer: Writer, prefix: str) -> None:
+    def __init__(self, writer: Writer, prefix: str, on_stack: bool) -> None:
+        """`on_stack`: the stack may be used. (What it holds the verifier follows from round to round of a loop.)"""
         self.w = writer
+        self.on_stack = on_stack
         self.base = f"%{prefix}room"
         self.room_bytes = 0
         self._stack_bytes = 0
@@ -33,9 +37,9 @@ class Texts:
     def room(self, size_bytes: int) -> str:
         """A pointer to so many bytes, a multiple of 8, that are this handler's own until it ends."""
         size = rounded(size_bytes)
-        if self._stack_bytes + size <= MOST_STACK_BYTES and size <= 64:
-            self._stack_bytes += size
-            return self.w.local(size)
+        if self.on_stack and size <= MOST_STACKED_BYTES and self._stack_bytes + size <= MOST_STACK_BYTES:
+            offset, self._stack_bytes = self._stack_bytes, self._stack_bytes + size
+            return self.w.at(self.w.local(MOST_STACK_BYTES, "frame"), offset)
         offset, self.room_bytes = self.room_bytes, self.room_bytes + size
         return self.w.value(f"getelementptr i8, ptr {self.base}, i64 {offset}")
 
@@ -45,9 +49,7 @@ class Texts:
             return
 
         def emit() -> None:
-            key = self.w.local(4)
-            self.w.store(4, 0, key)
-            found = self.w.lookup("room", key, otherwise)
+            found = self.w.lookup("room", self.w.index(0), otherwise)
             self.w.do(f"{self.base} = getelementptr i8, ptr {found}, i64 0")
 
         self.w.splice(mark, emit)
@@ -60,9 +62,7 @@ class Texts:
             for offset in range(0, size_bytes, 8):
                 self.w.store(8, 0, target, offset)
             return
-        key = self.w.local(4)
-        self.w.store(4, 0, key)
-        zeros = self.w.value(f"ptrtoint ptr {self.w.lookup('zeros', key)} to i64")
+        zeros = self.w.value(f"ptrtoint ptr {self.w.lookup('zeros', self.w.index(0))} to i64")
         self.w.call("probe_read_kernel", target, size_bytes, zeros)
 
     def move(self, target: str, source: str, size_bytes: int) -> None:
@@ -87,13 +87,13 @@ class Texts:
             for offset in range(0, size_bytes, 8):
                 self.w.store(8, int.from_bytes(padded[offset : offset + 8], "little", signed=True), target, offset)
             return
-        most = min(rounded(value.type.size_bytes), size_bytes)
-        if value.length is None:
+        if value.is_padded:
+            most = min(rounded(value.type.size_bytes), size_bytes)
             self.move(target, value.pointer, most)
             self.clear_from(target, most, size_bytes)
             return
         self.clear(target, size_bytes)
-        size = self.bounded(value.length, min(value.type.size_bytes, size_bytes))
+        size = self.bounded(str(value.length), min(value.type.size_bytes, size_bytes))
         self.w.call("probe_read_kernel", target, size, self.w.value(f"ptrtoint ptr {value.pointer} to i64"))
 
     def clear_from(self, target: str, start: int, end: int) -> None:
@@ -102,16 +102,19 @@ class Texts:
             self.clear(self.w.at(target, start), end - start)
 
     def copy(self, value: Value, target: str, size_bytes: int) -> str:
-        """Copy a string without padding; its length as an i64."""
+        """Copy a string without padding, or a stack with it; its length as an i64."""
         if value.constant is not None:
-            self.place(value, target, rounded(max(1, len(value.constant))) if value.constant else 8)
+            self.place(value, target, rounded(len(value.constant)))
             return str(len(value.constant))
+        if not value.type.can_be("string"):
+            self.place(value, target, rounded(size_bytes))
+            return str(size_bytes)
         if value.length is None:
             self.move(target, value.pointer, min(rounded(value.type.size_bytes), rounded(size_bytes)))
             return self.measured(value)
-        size = self.bounded(value.length, min(value.type.size_bytes, size_bytes))
+        size = self.bounded(str(value.length), min(value.type.size_bytes, size_bytes))
         self.w.call("probe_read_kernel", target, size, self.w.value(f"ptrtoint ptr {value.pointer} to i64"))
-        return value.length
+        return str(value.length)
 
     def measured(self, value: Value) -> str:
         """The length of a string as an i64."""
@@ -137,6 +140,7 @@ class Texts:
         if right.constant is not None:
             return self._equals_constant(left, checked(right.constant))
         size = self._common(left, right)
+        left, right = self.padded(left, size), self.padded(right, size)
         test = "true"
         for offset in range(0, size, 8):
             same = self.w.value(f"icmp eq i64 {self._word(left, offset, size)}, {self._word(right, offset, size)}")
@@ -165,6 +169,7 @@ class Texts:
     def before(self, left: Value, right: Value, or_equal: bool) -> str:
         """Whether a string comes before another bytewise (or is equal), as an i1."""
         size = self._common(left, right)
+        left, right = self.padded(left, size), self.padded(right, size)
         test = "true" if or_equal else "false"
         for offset in range(size - 8, -8, -8):
             a, b = (self._swapped(self._word(value, offset, size)) for value in (left, right))
@@ -187,15 +192,15 @@ class Texts:
         if value.constant is not None:
             word = checked(value.constant).ljust(size, b"\0")[offset : offset + 8]
             return str(int.from_bytes(word, "little", signed=True))
-        if value.length is None:
-            return self.w.load(8, value.pointer, offset) if offset < rounded(value.type.size_bytes) else "0"
-        padded = self._padded(value, size)
-        return self.w.load(8, padded, offset)
+        return self.w.load(8, value.pointer, offset) if offset < rounded(value.type.size_bytes) else "0"
 
-    def _padded(self, value: Value, size: int) -> str:
+    def padded(self, value: Value, size: int) -> Value:
+        """The same string with zeros behind it, where its words are to be looked at."""
+        if value.constant is not None or value.is_padded:
+            return value
         target = self.room(size)
         self.place(value, target, size)
-        return target
+        return value._replace(type=value.type._replace(size_bytes=size), pointer=target, zeros=True)
 
 
 def checked(constant: bytes) -> bytes:
@@ -212,8 +217,3 @@ def chunks(size_bytes: int) -> Iterator[Tuple[int, int]]:
         while offset + size <= size_bytes:
             yield offset, size
             offset += size
-
-
-def none_or(value: Optional[str], other: str) -> str:
-    """The operand, or another where there is none."""
-    return other if value is None else value

@@ -54,6 +54,11 @@ class Type(NamedTuple):
         """Whether every value of this type is bytes in memory."""
         return self.kinds <= BYTES_KINDS
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether values of several types may be of it, besides nil; an address is an integer here."""
+        return len(self.kinds - {"nil"}) > 1 and not self.kinds <= {"nil", "integer", "address"}
+
     def without(self, kind: str) -> Type:
         """The type of the values that are not of `kind`."""
         return self._replace(kinds=self.kinds - {kind})
@@ -71,6 +76,7 @@ NIL = Type(frozenset({"nil"}))
 BOOLEAN = Type(frozenset({"boolean"}))
 INTEGER = Type(frozenset({"integer"}))
 STATS = Type(frozenset({"stats"}))
+FUNCTION = Type(frozenset({"function"}))
 PROBENAME = Type(frozenset({"probename"}))
 """The name of an event, as its number: a string outside."""
 
@@ -121,4 +127,4 @@ def of_value(value: object) -> Type:
         if value.space == "user":
             return Type(frozenset({"user stack"}), 8 + 8 * len(value.frames))
         return Type(frozenset({"stack"}), 8 * len(value.frames))
-    return Type(frozenset({"function"}))
+    return FUNCTION

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Protocol, Sequence, Tuple
+from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 from compiler.ir import Writer
+from compiler.lower.flat import Call
 from compiler.lower.types import NIL, Type, of_value, string
-from vm.program import Span
+
+if TYPE_CHECKING:
+    from compiler.lower.texts import Texts
 
 
 class Value(NamedTuple):
@@ -14,7 +17,7 @@ class Value(NamedTuple):
 
     `number` (i64) is an integer, an address, or 0 and 1 for a boolean. A string is NUL-free bytes at `pointer`:
     `length` of them, or up to the first NUL of `type.size_bytes` where `length` is None (then the rest is zero).
-    A stack is `length` bytes of return addresses. `isnil` (i1) tells nil where the type can be nil or else.
+    A stack is `type.size_bytes` of return addresses, the rest zeros. `isnil` (i1) tells nil where the type can be nil or else.
     """
 
     type: Type
@@ -26,6 +29,13 @@ class Value(NamedTuple):
     """The bytes of a constant string; it has no pointer before one is asked for."""
     parts: Tuple[Value, ...] = ()
     """The values of a multi-key."""
+    zeros: bool = False
+    """Of a string whose length is known: it is padded all the same."""
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether the bytes behind it, up to `type.size_bytes` rounded up to 8, are zeros."""
+        return self.length is None or self.zeros
 
 
 NOTHING = Value(NIL, isnil="true")
@@ -52,15 +62,14 @@ class Site(NamedTuple):
     """A place that sends a record: what the VM does with it (`print`, `printf`, `exit`, `fault`), and its values.
 
     For a fault `name` is its kind and `detail` what it says. `values` are the types of what is sent; constants
-    among the arguments are in `constants`, by position.
+    among the arguments are in `constants`, by position. `frames` are the place and the calls around it.
     """
 
     name: str
-    span: Span
+    frames: Tuple[Call, ...]
     values: Tuple[Type, ...]
     constants: Tuple[Tuple[int, object], ...] = ()
     detail: str = ""
-    function: int = 0
 
 
 class Environment(Protocol):
@@ -68,10 +77,10 @@ class Environment(Protocol):
 
     writer: Writer
 
-    def event(self, name: str) -> Value:
-        """The event's value by the name that EVENT has for it."""
+    def event(self, name: str, texts: Texts) -> Value:
+        """The event's value by the name that EVENT has for it; `texts` has room for bytes."""
 
-    def send(self, site: Site, values: Sequence[Value]) -> None:
+    def send(self, site: Site, values: Sequence[Value], texts: Texts) -> None:
         """Hand a record to the event buffer; code goes on behind it."""
 
     def is_named(self, number: str, name: bytes) -> str:
