@@ -122,7 +122,7 @@ def _field(match: re.Match[str]) -> Field:
         element = size // int(length) if length.isdigit() and int(length) and size else _element_size(array["type"])
         return _array(array["name"], array["type"], int(match["offset"]), size, signed, place, element, declaration)
     type_name, _, name = re.sub(r"\*(\w+)$", r"* \1", rest).rpartition(" ")
-    kind = POINTER if type_name.endswith("*") else INTEGER if size in (1, 2, 4, 8) else BYTES
+    kind = POINTER if "*" in type_name else INTEGER if size in (1, 2, 4, 8) else BYTES
     return Field(name, type_name, int(match["offset"]), size, signed, kind, place, size, declaration)
 
 
