@@ -383,6 +383,8 @@ class Counter(NamedTuple):
     flags: int = 0
     wakeup: int = 0
     """Events, or bytes with FLAG_WATERMARK, until a reader is woken."""
+    breakpoint: int = 0
+    """What a watchpoint waits for."""
     config1: int = 0
     config2: int = 0
     """Of a PMU that has more to say than `config` does."""
@@ -400,7 +402,7 @@ def open_perf_event(counter: Counter, cpu: int, pid: int = -1, what: str = "perf
         0,
         counter.flags,
         counter.wakeup,
-        0,
+        counter.breakpoint,
         counter.config1,
         counter.config2,
     ).ljust(ATTRIBUTE_BYTES, b"\0")
