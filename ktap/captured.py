@@ -10,7 +10,7 @@ from struct import Struct
 from typing import Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ktap import demand
-from ktap.event_format import INTEGER, POINTER, EventFormat, Field, reader
+from ktap.event_format import INTEGER, POINTER, RETVAL, EventFormat, Field, reader
 from ktap.layout import Layout, Values
 from ktap.members import Member
 from vm.event import VARIABLES
@@ -291,6 +291,8 @@ def _fields(event_format: EventFormat, place: int, table: TableOf) -> Dict[str, 
     exit_value = getters.get("args.ret")
     if event_format.is_syscall and exit_value is not None and event_format.name.startswith("sys_exit_"):
         getters["retval"] = exit_value
+    if f"args.{RETVAL}" in getters:
+        getters["retval"] = getters[f"args.{RETVAL}"]
     return getters
 
 

@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, NamedTuple, Optional, Sequence, Tuple, Union
 
 from compiler import filter as syntax
-from ktap.event_format import DATA_LOC, INLINE, INTEGER, POINTER, REL_LOC, TEXT, EventFormat, Field
+from ktap.event_format import DATA_LOC, INLINE, INTEGER, POINTER, REL_LOC, RETVAL, TEXT, EventFormat, Field
 from ktap.glob import MOST_TEXT_BYTES, TEXT_VALUE_BYTES, Text, equal, glob_match, name_length, parse_glob
 
 if TYPE_CHECKING:
@@ -141,6 +141,8 @@ def _test(tree: syntax.Compare, event: Subject) -> Test:
 
 def _subject(name: str, event: Subject, tree: syntax.Compare, user: bool) -> Union[IntegerAt, TextAt, Running]:
     plain = name[5:] if name.startswith("args.") else name
+    if plain == "retval" and event.format is not None and event.format.field(RETVAL) is not None:
+        plain = RETVAL
     field = next((f for f in event.format.fields if f.name == plain), None) if event.format is not None else None
     if field is not None:
         return _field_subject(field, event, tree, user)

@@ -12,7 +12,7 @@ from compiler.lower.values import Site, Value, integer, of_constant
 from ktap import demand
 from ktap.capture import RAW, Access, Body, Frame
 from ktap.captured import PARENT
-from ktap.event_format import INLINE, POINTER, REL_LOC, TEXT
+from ktap.event_format import INLINE, POINTER, REL_LOC, RETVAL, TEXT
 from ktap.event_format import INTEGER as INTEGER_FIELD
 from ktap.layout import Layout
 from ktap.members import Member
@@ -89,7 +89,7 @@ def access(event: Wanted, name: str) -> Access:
         place = argument_number(event, name)
         return Access(name) if place is None else Access(name, INTEGER_FIELD, 8 * place, 8, True, INLINE)
     field = field_of(event.format, name) if event.format is not None else None
-    if field is None or (name == "retval" and not event.name.startswith("sys_exit_")):
+    if field is None or (name == "retval" and field.name != RETVAL and not event.name.startswith("sys_exit_")):
         return Access(name)
     return Access(name, field.kind, field.offset, field.size, field.signed, field.place)
 

@@ -1,0 +1,147 @@
+"""Attaching programs to places in files: links of many places where the kernel has them, else a perf event each.
+
+Both are held by file descriptors and gone with them. Each place has a number, its cookie, which the
+program asks for. Sources: linux/bpf.h (BPF_TRACE_UPROBE_MULTI, Linux 6.6), linux/perf_event.h and
+/sys/bus/event_source/devices/uprobe (Linux 4.17), links of perf events with cookies (Linux 5.15).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from functools import cache
+from typing import List, NamedTuple, Sequence, Tuple
+
+from ktap import kernel
+from ktap.user_functions import Spot
+
+LINK_CREATE = 28
+PERF_EVENT_LINK, UPROBE_MULTI = 41, 48
+"""Attach types."""
+MULTI_RETURN = 1
+PMU = "/sys/bus/event_source/devices/uprobe"
+SEMAPHORE_SHIFT = 32
+ENOTSUPP = 524
+"""What the kernel says of an instruction that it cannot step over."""
+REFUSED = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP, errno.EEXIST, errno.EIO, ENOTSUPP)
+"""What it says of one place; anything else is about all of them."""
+
+
+class Place(NamedTuple):
+    """One place and its cookie."""
+
+    spot: Spot
+    cookie: int
+
+
+class Attached(NamedTuple):
+    """What holds the probes, and the places that the kernel did not take, with what it said."""
+
+    fds: List[int]
+    refused: List[Tuple[Place, OSError]]
+
+
+def attach_type() -> int:
+    """What a program is to be loaded for."""
+    return UPROBE_MULTI if has_multi() else 0
+
+
+@cache
+def has_multi() -> bool:
+    """Whether one link can hold many places. Asked with a path that is no file: EBADF says that it is understood."""
+    program = kernel.load(kernel.KPROBE, kernel.RETURN_ZERO, attach_type=UPROBE_MULTI)
+    try:
+        os.close(_multi(program, b"/", (0,), (0,), (0,), False))
+    except OSError as error:
+        return error.errno == errno.EBADF
+    finally:
+        os.close(program)
+    return True
+
+
+def attach(program: int, places: Sequence[Place], returns: bool) -> Attached:
+    """Attach a program, loaded for `attach_type()`, to places of one file. Raises OSError where none can be."""
+    found = Attached([], [])
+    try:
+        if has_multi():
+            _attach_multi(program, places, returns, found)
+        else:
+            _attach_each(program, places, returns, found)
+    except OSError:
+        for fd in found.fds:
+            os.close(fd)
+        raise
+    return found
+
+
+def _attach_multi(program: int, places: Sequence[Place], returns: bool, found: Attached) -> None:
+    """One link; where the kernel refuses it, one for each half, until the place is found that is the reason."""
+    spots = [place.spot for place in places]
+    try:
+        link = _multi(
+            program,
+            spots[0].path.encode(),
+            [spot.offset for spot in spots],
+            [place.cookie for place in places],
+            [spot.semaphore for spot in spots],
+            returns,
+        )
+        found.fds.append(link)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        if len(places) == 1:
+            found.refused.append((places[0], error))
+            return
+        half = len(places) // 2
+        _attach_multi(program, places[:half], returns, found)
+        _attach_multi(program, places[half:], returns, found)
+
+
+def _multi(
+    program: int, path: bytes, offsets: Sequence[int], cookies: Sequence[int], semaphores: Sequence[int], returns: bool
+) -> int:
+    count = len(offsets)
+    text = ctypes.create_string_buffer(path)
+    arrays = [(ctypes.c_uint64 * count)(*numbers) for numbers in (offsets, semaphores, cookies)]
+    pointers = [ctypes.addressof(array) for array in arrays]
+    if not any(semaphores):
+        pointers[1] = 0
+    flags = MULTI_RETURN if returns else 0
+    attribute = struct.pack(
+        "=IIIIQQQQIII4x", program, 0, UPROBE_MULTI, 0, ctypes.addressof(text), *pointers, count, flags, 0
+    )
+    return kernel.bpf_call(LINK_CREATE, attribute, f"probe in {path.decode('utf-8', 'replace')}")[0]
+
+
+def _attach_each(program: int, places: Sequence[Place], returns: bool, found: Attached) -> None:
+    for place in places:
+        try:
+            event = _open(place.spot, returns)
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            found.refused.append((place, error))
+            continue
+        found.fds.append(event)
+        attribute = struct.pack("=IIIIQ", program, event, PERF_EVENT_LINK, 0, place.cookie)
+        found.fds.append(kernel.bpf_call(LINK_CREATE, attribute, f"probe in {place.spot.path}")[0])
+
+
+def _open(spot: Spot, returns: bool) -> int:
+    """A perf event of the uprobe PMU."""
+    path = ctypes.create_string_buffer(spot.path.encode())
+    config = (1 if returns else 0) | spot.semaphore << SEMAPHORE_SHIFT
+    counter = kernel.Counter(_pmu_type(), config, config1=ctypes.addressof(path), config2=spot.offset)
+    return kernel.open_perf_event(counter, kernel.online_cpus()[0], what=f"probe in {spot.path}")
+
+
+@cache
+def _pmu_type() -> int:
+    try:
+        with open(f"{PMU}/type") as file:
+            return int(file.read())
+    except OSError as error:
+        raise OSError(errno.ENOSYS, "this kernel has no user probes (CONFIG_UPROBES)", "probe") from error

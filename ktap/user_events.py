@@ -1,0 +1,94 @@
+"""Events at places in files: `probe:` on functions of programs and libraries, with what is fetched there."""
+
+from __future__ import annotations
+
+from typing import Collection, List, NamedTuple, Optional
+
+from ktap.capture import USER_ENTRY, USER_RETURN
+from ktap.demand import USER, Binary, Expression, Number
+from ktap.fetch import Argument, Context, Shape, call_arguments, instruction, parse_fetch, result
+from ktap.fetched import FUNCTION, Record, address_argument, record_of, return_arguments
+from ktap.registers import MACHINES, Machine
+from ktap.user_functions import Found, NoEvent, Spot, Written, find_functions, take_apart
+
+REGISTER_ARGUMENTS = 6
+MOST_ARGUMENTS = 9
+"""`arg9` is the last that scripts can name."""
+
+
+class UserEvent(NamedTuple):
+    """One place and what is captured there."""
+
+    context: str
+    label: str
+    name: str
+    spot: Spot
+    record: Record
+
+
+class Settings(NamedTuple):
+    """What the command line says about it."""
+
+    machine: str
+    unsafe: bool
+    most_probes: int
+
+
+def find_events(text: str, settings: Settings, names: Collection[str]) -> List[UserEvent]:
+    """The events that `probe:TARGET:SYMBOL…` means; `names` are the variables that are read of them.
+
+    Raises NoEvent, and FetchError for what is wrong with the fetch arguments.
+    """
+    written = take_apart(text)
+    machine = MACHINES.get(settings.machine)
+    if machine is None:
+        raise NoEvent(f"the registers of {settings.machine} are not known, so functions cannot be probed")
+    found = find_functions(written, settings.unsafe)
+    if len(found) > settings.most_probes:
+        raise NoEvent(
+            f"`{text}` matches {len(found)} functions, more than {settings.most_probes}",
+            f"--max-probes {len(found)} probes them all",
+        )
+    shared = _record(written, machine, None, names) if "@+" not in written.fetch else None
+    labels: dict[str, int] = {}
+    events = []
+    for one in found:
+        record = shared or _record(written, machine, one.spot, names)
+        label = f"probe:{written.target}:{one.name}{'%return' if written.returns else ''}"
+        labels[label] = labels.get(label, 0) + 1
+        if labels[label] > 1:
+            label += f" ({one.spot.offset:#x})"
+        events.append(_event(written, one, label, record))
+    return events
+
+
+def _event(written: Written, one: Found, label: str, record: Record) -> UserEvent:
+    context = USER_RETURN if written.returns else USER_ENTRY
+    if written.fetch:
+        label += f" {written.fetch}"
+    named = record._replace(format=record.format._replace(name=one.name))
+    return UserEvent(context, label, one.name, one.spot, named)
+
+
+def _record(written: Written, machine: Machine, spot: Optional[Spot], names: Collection[str]) -> Record:
+    """What is captured: the fetch arguments, or the arguments of the call."""
+    near = None
+    if spot is not None and not written.returns:
+
+        def near(offset: int) -> Expression:
+            return Binary("ADD", instruction(context), Number(offset - spot.offset))
+
+    context = Context(machine, USER, written.returns, near)
+    if written.returns:
+        arguments = parse_fetch(written.fetch, context)
+        hidden = return_arguments(instruction(context), result(context))
+        return record_of("", arguments, address_argument(FUNCTION, True), hidden, True)
+    shown = bool(written.fetch)
+    fetched: List[Argument] = list(parse_fetch(written.fetch, context))
+    if not shown:
+        further = any(f"arg{n}" in name for name in names for n in range(REGISTER_ARGUMENTS + 1, MOST_ARGUMENTS + 1))
+        fetched = list(call_arguments(context, MOST_ARGUMENTS if further else REGISTER_ARGUMENTS))
+    return record_of("", fetched, address_argument(instruction(context), False), (), shown)
+
+
+__all__ = ("Settings", "Shape", "UserEvent", "find_events")
