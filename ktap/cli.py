@@ -121,12 +121,23 @@ def dump(options: Options) -> int:
     """`ktap dump`: what a stage of the compiler makes of a script."""
     if options.stage == "bytecode":
         return show_bytecode(options)
+    if options.stage in ("llvm", "bpf", "maps"):
+        from ktap.explain import dump as dump_kernel
+
+        return say(dump_kernel(options))
     from compiler.parse import parse as parse_script
     from compiler.show import show
     from ktap.session import read_source
 
     name, data = read_source(options)
     return say(show(parse_script(data, name).script))
+
+
+def explain(options: Options) -> int:
+    """`ktap explain`."""
+    from ktap.explain import explain as explain_script
+
+    return say(explain_script(options))
 
 
 def compile_script(options: Options) -> int:
@@ -219,6 +230,7 @@ COMMANDS: dict[str, Callable[[Options], int]] = {
     "run": run,
     "simple": run,
     "bytecode": show_bytecode,
+    "explain": explain,
     "dump": dump,
     "compile": compile_script,
     "list": list_events,

@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from ktap import attach, kernel
+from ktap.attach import Program as Loaded
 from ktap.captured import IN_INTERRUPT, READ, TextOf, make_event
 from ktap.demand import USER, Demand
 from ktap.event_format import EventFormat
@@ -71,6 +72,8 @@ class Options(NamedTuple):
     event_string_bytes: int = 4096
     also: Demand = Demand()
     """What to capture beyond what handlers read, for a recording."""
+    attaching: bool = True
+    """Programs are attached; if not, they are loaded only, for what there is to say about them."""
 
 
 class Helpers(NamedTuple):
@@ -100,7 +103,8 @@ class LiveSource:
         lowering: Optional[Lowering] = None,
     ) -> None:
         """`lowering` may choose handlers that run in the kernel; without it all run in the VM."""
-        self._lowering = lowering
+        self.lowering = self._lowering = lowering
+        """What chose the handlers that run in the kernel; `_lowering` is None again where it chose none."""
         self._program = program
         self._options = options
         self._helpers = helpers
@@ -210,6 +214,7 @@ class LiveSource:
             self._preempt_count,
             self._lowering,
             len(events),
+            self._options.attaching,
         )
         self._attachment = attach.Attachment(self._buffer, common, 2 * len(events))
         skipped = self._attachment.attach(list(enumerate(events)))
@@ -278,6 +283,11 @@ class LiveSource:
         self._points += [(point, ()) for point, _ in self._points]
         late = {number: places_of(event, bits) for number, event in enumerate(events) if event.case.late}
         self._late = Late(late, len(events), bits) if late else None
+
+    @property
+    def programs(self) -> Sequence[Loaded]:
+        """What has been loaded."""
+        return () if self._attachment is None else self._attachment.programs
 
     # -- reading ----------------------------------------------------------------------------------
 

@@ -111,10 +111,12 @@ def read_pattern(text: str) -> str:
 
 
 RUNS = ("run", "simple")
-SCRIPTS = ("run", "bytecode", "compile", "dump")
+SCRIPTS = ("run", "bytecode", "compile", "dump", "explain")
+MADE = (*RUNS, "dump", "explain")
+"""Actions that make programs for the kernel."""
 BUFFERS = ("auto", "perf", "ring")
 TIERS = ("vm", "kernel", "auto")
-STAGES = ("ast", "bytecode")
+STAGES = ("ast", "bytecode", "llvm", "bpf", "maps")
 
 FLAGS: tuple[Flag, ...] = (
     Flag(("-e",), "CODE", "code", "the script itself", SCRIPTS),
@@ -140,12 +142,12 @@ FLAGS: tuple[Flag, ...] = (
     Flag(("-le",), "[GLOB]", "pattern", "list events and end", ("list",), read_pattern, "list"),
     Flag(("--record",), "FILE", "record", "keep the events that the script's probes see in FILE"),
     Flag(("--replay",), "FILE", "replay", "take events from such a FILE, not from this machine"),
-    Flag(("--buffer",), "KIND", "buffer", "how events leave the kernel: perf, ring or auto", RUNS, one_of(BUFFERS)),
+    Flag(("--buffer",), "KIND", "buffer", "how events leave the kernel: perf, ring or auto", MADE, one_of(BUFFERS)),
     Flag(("--tier",), "TIER", "tier", "where handlers run: vm, kernel or auto", RUNS, one_of(TIERS)),
-    Flag(("--buffer-bytes",), "SIZE", "buffer_bytes", "size of each processor's buffer", RUNS, read_size),
+    Flag(("--buffer-bytes",), "SIZE", "buffer_bytes", "size of each processor's buffer", MADE, read_size),
     Flag(("--fail-on-loss",), "", "fail_on_loss", "exit status 4 when anything was lost"),
     Flag(("--unsafe",), "", "unsafe", "let the script call system() and signal()"),
-    Flag(("--stage",), "STAGE", "stage", "what dump prints: ast or bytecode", ("dump",), one_of(STAGES)),
+    Flag(("--stage",), "STAGE", "stage", f"what dump prints: {', '.join(STAGES)}", ("dump",), one_of(STAGES)),
     Flag(("--strip",), "", "strip", "leave the script's text out of the compiled file", ("compile",)),
     Flag(("-V", "--version"), "", "", "print the version and end", ("version",), action="version"),
     Flag(("-h", "--help"), "", "", "print this and end", ("help",), action="help"),
@@ -154,7 +156,8 @@ BY_SPELLING = {spelling: flag for flag in FLAGS for spelling in flag.spellings}
 
 ACTIONS = {
     "compile": "compile SCRIPT -o FILE [--strip]: write bytecode that ktap (or python3 -m vm) runs",
-    "dump": "dump [--stage ast|bytecode] SCRIPT: print what the compiler makes of a script",
+    "explain": "explain SCRIPT: where each handler runs and why, and what that takes of the kernel",
+    "dump": "dump [--stage ast|bytecode|llvm|bpf|maps] SCRIPT: print what is made of a script",
     "list": "list [-v] [GLOB]: events of this machine, with their fields",
     "doctor": "doctor: what works on this machine, what does not, and what to do",
     "help": "help [functions|variables|limits]: this, or a table",
@@ -251,7 +254,7 @@ def limit_flags() -> dict[str, Flag]:
     from vm.limits import FLAGS
 
     return {
-        row.name: Flag((row.name,), "N", row.field, row.help, RUNS, _between(row.minimum, row.maximum)) for row in FLAGS
+        row.name: Flag((row.name,), "N", row.field, row.help, MADE, _between(row.minimum, row.maximum)) for row in FLAGS
     }
 
 

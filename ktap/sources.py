@@ -27,15 +27,26 @@ if TYPE_CHECKING:
 
 
 def live_source(
-    machine: Machine, options: Options, child: Optional[int], say: Callable[[str], None], also: Optional[Demand] = None
+    machine: Machine,
+    options: Options,
+    child: Optional[int],
+    say: Callable[[str], None],
+    also: Optional[Demand] = None,
+    attaching: bool = True,
 ) -> live.LiveSource:
     """This machine. `child` is the process of the command that is traced, `also` what a recording wants captured.
 
-    Raises Refusal.
+    `attaching`: see live.Options. Raises Refusal.
     """
     pids = tuple(pid for pid in (options.pid, child) if pid is not None)
     settings = live.Options(
-        options.buffer, options.buffer_bytes, pids, options.cpu, machine.limits.event_string_bytes, also or Demand()
+        options.buffer,
+        options.buffer_bytes,
+        pids,
+        options.cpu,
+        machine.limits.event_string_bytes,
+        also or Demand(),
+        attaching,
     )
     names = live_names()
 
