@@ -142,6 +142,11 @@ class Binary:
         inside = any(s.executable and s.address <= address < s.address + s.size for s in self.segments)
         return self.offset_of(address) if inside else None
 
+    def address_named(self, name: str) -> Optional[int]:
+        """The address of a function or a variable, None where the file's own tables have none of the name."""
+        with open(self.path, "rb") as file:
+            return _address_named(_read(file), name)
+
     @cached_property
     def _sorted(self) -> Tuple[List[int], List[Function]]:
         ordered = sorted(self.functions, key=lambda function: (function.address, function.size, function.name))
@@ -214,6 +219,18 @@ def _symbols(elf: ELFFile) -> List[Function]:
             address, size = entry["st_value"], entry["st_size"]
             found.append(Function(name, version.lstrip("@"), address, size, 0, kind != "STT_FUNC"))
     return found
+
+
+def _address_named(elf: ELFFile, name: str) -> Optional[int]:
+    from elftools.elf.sections import SymbolTableSection
+
+    for section in elf.iter_sections():
+        if isinstance(section, SymbolTableSection):
+            for symbol in section.get_symbol_by_name(name) or ():
+                if symbol.entry["st_shndx"] != "SHN_UNDEF":
+                    address: int = symbol.entry["st_value"]
+                    return address
+    return None
 
 
 def _versions(elf: ELFFile) -> Sequence[str]:

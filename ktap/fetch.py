@@ -301,5 +301,10 @@ def result(context: Context) -> Expression:
 
 
 def instruction(context: Context) -> Expression:
-    """Where the process is."""
-    return _register(context.machine, context.machine.instruction)
+    """Where the program is."""
+    return instruction_of(context.machine)
+
+
+def instruction_of(machine: Machine) -> Expression:
+    """The same for a kind of processor."""
+    return _register(machine, machine.instruction)

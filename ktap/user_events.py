@@ -6,10 +6,11 @@ from typing import Collection, List, NamedTuple, Optional
 
 from ktap.capture import USER_ENTRY, USER_RETURN
 from ktap.demand import USER, Binary, Expression, Number
-from ktap.fetch import Argument, Context, Shape, call_arguments, instruction, parse_fetch, result
+from ktap.fetch import Argument, Context, call_arguments, instruction, instruction_of, parse_fetch, result
 from ktap.fetched import FUNCTION, Record, address_argument, record_of, return_arguments
+from ktap.markers import find_markers, marker_arguments
 from ktap.registers import MACHINES, Machine
-from ktap.user_functions import Found, NoEvent, Spot, Written, find_functions, take_apart
+from ktap.user_functions import MARKERS, Found, NoEvent, Spot, Written, find_functions, open_target, take_apart
 
 REGISTER_ARGUMENTS = 6
 MOST_ARGUMENTS = 9
@@ -43,12 +44,10 @@ def find_events(text: str, settings: Settings, names: Collection[str]) -> List[U
     machine = MACHINES.get(settings.machine)
     if machine is None:
         raise NoEvent(f"the registers of {settings.machine} are not known, so functions cannot be probed")
+    if text.startswith(f"{MARKERS}:"):
+        return _marker_events(text, written, machine, settings, names)
     found = find_functions(written, settings.unsafe)
-    if len(found) > settings.most_probes:
-        raise NoEvent(
-            f"`{text}` matches {len(found)} functions, more than {settings.most_probes}",
-            f"--max-probes {len(found)} probes them all",
-        )
+    _check_count(text, len(found), "functions", settings)
     shared = _record(written, machine, None, names) if "@+" not in written.fetch else None
     labels: dict[str, int] = {}
     events = []
@@ -58,6 +57,43 @@ def find_events(text: str, settings: Settings, names: Collection[str]) -> List[U
         labels[label] = labels.get(label, 0) + 1
         if labels[label] > 1:
             label += f" ({one.spot.offset:#x})"
+        events.append(_event(written, one, label, record))
+    return events
+
+
+def _check_count(text: str, count: int, what: str, settings: Settings) -> None:
+    if count > settings.most_probes:
+        raise NoEvent(
+            f"`{text}` matches {count} {what}, more than {settings.most_probes}",
+            f"--max-probes {count} probes them all",
+        )
+
+
+def _marker_events(
+    text: str, written: Written, machine: Machine, settings: Settings, names: Collection[str]
+) -> List[UserEvent]:
+    """The places of markers; their own arguments are captured where no others are written."""
+    found = find_markers(written)
+    _check_count(text, len(found), "markers", settings)
+    binary = open_target(written.target)
+    events = []
+    labels: dict[str, int] = {}
+    for marker in found:
+        label = f"sdt:{written.target}:{marker.provider}:{marker.name}"
+        labels[label] = labels.get(label, 0) + 1
+        if labels[label] > 1:
+            label += f" ({marker.spot.offset:#x})"
+        one = Found(marker.name, marker.spot)
+        if written.fetch:
+            record = _record(written, machine, marker.spot, names)
+        else:
+            arguments = marker_arguments(marker, binary, machine)
+            for argument, readable in arguments:
+                if not readable and f"{argument.name}" in names:
+                    operands = marker.arguments
+                    raise NoEvent(f"`{argument.name}` of {label} is where it cannot be read: {operands}")
+            address = address_argument(instruction_of(machine), False)
+            record = record_of("", [argument for argument, _ in arguments], address, (), True)
         events.append(_event(written, one, label, record))
     return events
 
@@ -89,6 +125,3 @@ def _record(written: Written, machine: Machine, spot: Optional[Spot], names: Col
         further = any(f"arg{n}" in name for name in names for n in range(REGISTER_ARGUMENTS + 1, MOST_ARGUMENTS + 1))
         fetched = list(call_arguments(context, MOST_ARGUMENTS if further else REGISTER_ARGUMENTS))
     return record_of("", fetched, address_argument(instruction(context), False), (), shown)
-
-
-__all__ = ("Settings", "Shape", "UserEvent", "find_events")

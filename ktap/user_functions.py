@@ -66,8 +66,13 @@ class NoEvent(Exception):
         self.hint = hint
 
 
-def is_user(rest: str) -> bool:
-    """Whether what follows `probe:` names a file: `libc:malloc` does, `vfs_read` does not."""
+MARKERS = "sdt"
+
+
+def is_user(kind: str, rest: str) -> bool:
+    """Whether an event is a place in a file: `probe:libc:malloc` is, `probe:vfs_read` is not."""
+    if kind != "probe":
+        return kind == MARKERS
     return ":" in rest.split(None, 1)[0] if rest.strip() else False
 
 
@@ -76,7 +81,8 @@ def take_apart(text: str) -> Written:
     _, _, rest = text.partition(":")
     target, _, behind = rest.partition(":")
     # names as C++ writes them have spaces in their brackets
-    gap = FETCH_BEHIND_NAME.search(behind) if "(" in behind.split(None, 1)[0] else re.search(r"\s+", behind)
+    in_brackets = "(" in behind.partition(" ")[0]
+    gap = FETCH_BEHIND_NAME.search(behind) if in_brackets else re.search(r"\s+", behind)
     symbol, fetch = (behind[: gap.start()], behind[gap.end() :]) if gap is not None else (behind, "")
     returns = symbol.endswith(RETURN)
     symbol = symbol[: -len(RETURN)] if returns else symbol
