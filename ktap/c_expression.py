@@ -83,6 +83,8 @@ class Cast(NamedTuple):
 
     type: Optional[Integer]
     pointer_to: Optional[Integer]
+    target: str
+    """What it is a pointer to, as written; empty for what is no pointer."""
     operand: Node
 
 
@@ -244,6 +246,15 @@ def parse_list(text: str) -> tuple[Node, ...]:
     return items
 
 
+class TypeName(NamedTuple):
+    """A type: itself, what it points to (None: no integer), the name of that, and whether its words can be nothing else."""
+
+    type: Optional[Integer]
+    pointer_to: Optional[Integer]
+    target: str
+    sure: bool
+
+
 class _Parser:
     """A Pratt parser over the tokens; `depth` bounds the recursion."""
 
@@ -330,10 +341,10 @@ class _Parser:
         if text == "sizeof":
             self.expect("(")
             found = self.type_name()
-            if found is None or found[0] is None:
+            if found is None or found.type is None:
                 raise Unsupported("sizeof of a type that is not known")
             self.expect(")")
-            return SizeOf(found[0].size)
+            return SizeOf(found.type.size)
         if self.accept("("):
             return Call(text, self.items(")"))
         return Word(text)
@@ -354,8 +365,8 @@ class _Parser:
             return self.postfix(self.block())
         start = self.at
         found = self.type_name()
-        if found is not None and self.accept(")") and (found[2] or self.starts_operand()):
-            return Cast(found[0], found[1], self.expression(len(BINARY)))
+        if found is not None and self.accept(")") and (found.sure or self.starts_operand()):
+            return Cast(found.type, found.pointer_to, found.target, self.expression(len(BINARY)))
         self.at = start
         inner = self.expression()
         self.expect(")")
@@ -365,8 +376,8 @@ class _Parser:
         kind, text = self.tokens[self.at]
         return kind in ("number", "string", "character", "word") or text in ("(", "~", "!")
 
-    def type_name(self) -> Optional[tuple[Optional[Integer], Optional[Integer], bool]]:
-        """A type: its size, what it points to, and whether its words can be nothing but a type."""
+    def type_name(self) -> Optional[TypeName]:
+        """A type, None where there is none."""
         words: list[str] = []
         while self.tokens[self.at][0] == "word":
             words.append(self.text)
@@ -377,14 +388,17 @@ class _Parser:
                 self.at += 1
             else:
                 stars += 1
-        if not words or (words[0] == "REC" and len(words) == 1):
+        if not words or words == ["REC"]:
             return None
-        plain = [w for w in words if w not in QUALIFIERS]
-        base = UNSIGNED if plain[:1] == ["enum"] else TYPES.get(" ".join(plain))
+        plain = [word for word in words if word not in QUALIFIERS]
+        name = " ".join(plain)
+        base = UNSIGNED if plain[:1] == ["enum"] else TYPES.get(name)
         sure = bool(KEYWORDS.intersection(words)) or base is not None or stars > 0
-        if stars:
-            return UNSIGNED_LONG, base if stars == 1 else UNSIGNED_LONG, sure
-        return base, None, sure
+        if stars == 0:
+            return TypeName(base, None, "", sure)
+        if stars == 1:
+            return TypeName(UNSIGNED_LONG, base, name, sure)
+        return TypeName(UNSIGNED_LONG, UNSIGNED_LONG, "void *", sure)
 
     def block(self) -> Node:
         """A statement expression that declares scalars and ends with its result."""

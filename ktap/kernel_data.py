@@ -17,10 +17,10 @@ SYSCALL, SLEEPABLE = 31, 16
 """BPF_PROG_TYPE_SYSCALL, BPF_F_SLEEPABLE."""
 READ_ONLY_PROGRAM = 1 << 7
 """BPF_F_RDONLY_PROG."""
-SNPRINTF, PROBE_READ_KERNEL_STR = 165, 115
+SNPRINTF, PROBE_READ_KERNEL, PROBE_READ_KERNEL_STR, CURRENT_TASK = 165, 113, 115, 35
 """Numbers of BPF helpers."""
 ANSWER_BYTES = 256
-POINTER_DIGITS = 16
+MASK = (1 << 64) - 1
 MOST_KNOWN = 1 << 16
 """Answers kept."""
 
@@ -65,19 +65,23 @@ class KernelData:
                 + _instruction(0x85, 0, 0, 0, SNPRINTF)
                 + _RETURN
             )
-            self._string = self._load(
-                _LOAD_ADDRESS
-                + _map_value(1, self._answer)
-                + _move(2, ANSWER_BYTES)
-                + _instruction(0xBF, 3, 6)
-                + _instruction(0x85, 0, 0, 0, PROBE_READ_KERNEL_STR)
-                + kernel.EXIT
-            )
+            self._string = self._load(self._reading(ANSWER_BYTES, PROBE_READ_KERNEL_STR))
         except OSError:
             self.close()
             raise
         self._pointers: dict[int, bytes] = {}
         self._strings: dict[int, Optional[bytes]] = {}
+
+    def _reading(self, size_bytes: int, helper: int) -> bytes:
+        """A program that reads memory at the address into the answer."""
+        return (
+            _LOAD_ADDRESS
+            + _map_value(1, self._answer)
+            + _move(2, size_bytes)
+            + _instruction(0xBF, 3, 6)
+            + _instruction(0x85, 0, 0, 0, helper)
+            + kernel.EXIT
+        )
 
     def _keep(self, fd: int) -> int:
         self._open.append(fd)
@@ -91,11 +95,35 @@ class KernelData:
         while self._open:
             os.close(self._open.pop())
 
+    def word(self, address: int) -> Optional[int]:
+        """The 8 bytes at an address as a number, None where nothing can be read."""
+        program = self._load(self._reading(8, PROBE_READ_KERNEL))
+        try:
+            result, answer = self._run(program, address)
+        finally:
+            os.close(self._open.pop())
+        return struct.unpack_from("=Q", answer)[0] if result >= 0 else None
+
+    def task(self) -> int:
+        """The address of this thread's `struct task_struct`."""
+        store = _instruction(0xBF, 7, 0) + _map_value(1, self._answer) + _instruction(0x7B, 1, 7)
+        program = self._load(_instruction(0x85, 0, 0, 0, CURRENT_TASK) + store + _RETURN)
+        try:
+            (address,) = struct.unpack_from("=Q", self._run(program, 0)[1])
+        finally:
+            os.close(self._open.pop())
+        return int(address)
+
     def _ask(self, program: int, address: int) -> tuple[int, bytes]:
         """The program's result (signed), and its answer up to the first NUL."""
-        result = kernel.test_run(program, struct.pack("=Q", address))
+        result, answer = self._run(program, address)
+        return result, answer.partition(b"\0")[0]
+
+    def _run(self, program: int, address: int) -> tuple[int, bytes]:
+        """The program's result (signed), and its answer."""
+        result = kernel.test_run(program, struct.pack("=Q", address & MASK))
         answer = kernel.lookup(self._answer, bytes(4), ANSWER_BYTES) or b""
-        return result - (1 << 32) if result >> 31 else result, answer.partition(b"\0")[0]
+        return result - (1 << 32) if result >> 31 else result, answer
 
     def pointer(self, address: int) -> bytes:
         """What `%p` shows."""

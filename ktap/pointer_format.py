@@ -29,8 +29,8 @@ class KernelNames(Protocol):
     def pointer(self, address: int) -> bytes:
         """What `%p` shows for an address: 16 digits, a hash of it unless hashing is off."""
 
-    def enumerator(self, name: str) -> Optional[int]:
-        """The value of an enumerator of the kernel's; None where there is none."""
+    def constant(self, name: str) -> Optional[int]:
+        """A constant of the kernel: an enumerator, `sizeof(struct page)`, `vmemmap_base`; None where there is none."""
 
 
 def ipv4(data: bytes, leading_zeros: bool = False) -> bytes:
@@ -210,7 +210,7 @@ def for_address(options: str, names: KernelNames) -> Optional[Callable[[int], by
         return names.pointer
     if options[0] == "x":
         return lambda address: b"%016x" % address
-    if options[0] in "SF":
+    if options[0] in "SFB":
         return names.symbol
     if options[0] in "sf":
         return names.symbol_name
@@ -219,5 +219,5 @@ def for_address(options: str, names: KernelNames) -> Optional[Callable[[int], by
     return None
 
 
-KNOWN_OPTIONS = "SsFfBIiMmUhbexK"
-"""Letters that make a conversion of their own right behind `%p`; any other is text that follows it."""
+KNOWN_OPTIONS = "SsFfBRrbMmIiEUVKNadDghGtCxueO"
+"""Letters that make a conversion of their own behind `%p` (lib/vsprintf.c, pointer()); any other is text that follows it."""

@@ -46,6 +46,10 @@ def compile_text(
     ), compiler.asks_names
 
 
+MOST_SOURCE = 10_000
+"""Characters of the source of a variable, which stands in full wherever it is used."""
+
+
 class Compiler:
     """Turns nodes into Python source, collecting the constants and the record's fields it uses."""
 
@@ -130,7 +134,7 @@ class Compiler:
     def _word(self, node: c.Word) -> Compiled:
         if node.name in self._variables:
             return self._variables[node.name]
-        value = self.names.enumerator(node.name)
+        value = self.names.constant(node.name)
         if value is not None:
             return literal(value, c.INT if -(1 << 31) <= value < 1 << 31 else c.LONG)
         raise Unsupported(f"`{node.name}`")
@@ -187,6 +191,8 @@ class Compiler:
             word = "and" if operator == "&&" else "or"
             return Number(f"(1 if ({self.truth(node.left)}) {word} ({self.truth(node.right)}) else 0)", c.INT)
         left, right = promote(self.number(node.left)), promote(self.number(node.right))
+        if operator in ("+", "-") and (left.target or right.target):
+            return self._pointer_sum(operator, left, right)
         if operator in ("<<", ">>"):
             return self._shift(operator, left, right)
         kind = common(left.type, right.type)
@@ -201,6 +207,21 @@ class Compiler:
             return self._fold(wrap(f"{name}({a.source}, {b.source})", kind), kind, constant)
         source = f"({a.source} {operator} {b.source})"
         return self._fold(source if operator in "&|^" else wrap(source, kind), kind, constant)
+
+    def _pointer_sum(self, operator: str, left: Number, right: Number) -> Number:
+        """A pointer and a number of elements; two pointers are taken for addresses in bytes."""
+        pointer, other = (left, right) if left.target else (right, left)
+        size: Optional[int] = 1
+        if not other.target and pointer.target != "void":
+            known = c.TYPES.get(pointer.target)
+            size = known.size if known is not None else self.names.constant(f"sizeof({pointer.target})")
+        if size is None:
+            raise Unsupported(f"arithmetic on a pointer to `{pointer.target}`")
+        moved = convert(other, c.UNSIGNED_LONG)
+        first, second = convert(pointer, c.UNSIGNED_LONG).source, f"{moved.source} * {size}"
+        if not left.target:
+            first, second = second, first
+        return Number(wrap(f"({first} {operator} {second})", c.UNSIGNED_LONG), c.UNSIGNED_LONG, None, pointer.target)
 
     def _shift(self, operator: str, left: Number, right: Number) -> Number:
         bits = left.type.size * 8 - 1
@@ -242,7 +263,9 @@ class Compiler:
         value = self.expression(node.operand)
         if isinstance(value, Data):
             return value if node.pointer_to is None else Data(value.source, node.pointer_to)
-        return value if node.type is None else convert(value, node.type)
+        if node.type is None:
+            return value
+        return convert(value, node.type)._replace(target=node.target)
 
     def _element(self, node: c.Element) -> Compiled:
         array, index = self.data(node.array), self.number(node.place)
@@ -254,6 +277,8 @@ class Compiler:
             value = self.expression(initial)
             if isinstance(value, Number) and kind is not None:
                 value = convert(value, kind)
+            if len(value.source) > MOST_SOURCE:
+                raise Unsupported("an expression that is too long")
             self._variables[name] = value
         return self.expression(node.result)
 

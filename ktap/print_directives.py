@@ -75,9 +75,9 @@ class Directives:
             raise Unsupported("fewer arguments than the format shows")
         return self.arguments.pop(0)
 
-    def _shape(self, match: re.Match[bytes]) -> bytes:
-        """Flags, width and precision as Python writes them; `*` takes an argument."""
-        shape = b"%" + match["flags"]
+    def _shape(self, match: re.Match[bytes], flags: bytes = b"-+ #0") -> bytes:
+        """Flags (of those that may be), width and precision as Python writes them; `*` takes an argument."""
+        shape = b"%" + bytes(flag for flag in match["flags"] if flag in flags)
         shape += self._count(match["width"], signed=True)
         if b"." in match[0][: match.start("dot") - match.start()]:
             shape += b"." + (self._count(match["precision"], signed=False) or b"0")
@@ -94,25 +94,26 @@ class Directives:
 
     def _integer(self, match: re.Match[bytes]) -> None:
         letter = match["letter"]
-        shape = self._shape(match)
+        prefixed_octal = letter == b"o" and b"#" in match["flags"]
+        shape = self._shape(match, b"-" if prefixed_octal else b"-+ #0")
         value = self.compiler.number(self._next())
         kind = Integer(LENGTHS[match["length"] or b""], LETTERS[letter])
         shown = convert(_widened(value, kind), kind)
-        if letter == b"o" and b"#" in match["flags"]:
+        if prefixed_octal:
             self.sources.append(f"{self.compiler.constant(_octal)}({shown.source})")
-            self.template.append(shape.replace(b"#", b"").replace(b"0", b"", 1) + b"s")
+            self.template.append(shape + b"s")
             return
         self.sources.append(shown.source)
         self.template.append(shape + (letter if letter in (b"x", b"X", b"o") else b"d"))
 
     def _character(self, match: re.Match[bytes]) -> None:
-        shape = self._shape(match)
+        shape = self._shape(match, b"-")
         value = convert(self.compiler.number(self._next()), Integer(1, False))
         self.sources.append(value.source)
-        self.template.append(shape.replace(b"0", b"") + b"c")
+        self.template.append(shape + b"c")
 
     def _string(self, match: re.Match[bytes]) -> None:
-        shape = self._shape(match)
+        shape = self._shape(match, b"-")
         value = self.compiler.expression(self._next())
         if isinstance(value, Number):
             self.compiler.asks_names = True
@@ -153,7 +154,7 @@ class Directives:
         self.template.append(b"%s")
 
     def _of_node(self, match: re.Match[bytes], options: str) -> None:
-        shape = self._shape(match)
+        shape = self._shape(match, b"-")
         value = self.compiler.expression(self._next())
         show: Callable[..., bytes]
         if isinstance(value, Data):
@@ -168,7 +169,7 @@ class Directives:
             self.compiler.asks_names |= options != "x"
             show, source = of_address, convert(value, c.UNSIGNED_LONG).source
         self.sources.append(f"{self.compiler.constant(show)}({source})")
-        self.template.append(shape.replace(b"0", b"").replace(b"#", b"") + b"s")
+        self.template.append(shape + b"s")
 
 
 def _trimmed(options: str) -> str:

@@ -12,7 +12,7 @@ which the kernel prints with code of its own, kernel/trace/trace_syscalls.c.
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional, Sequence, cast
 
 from ktap import event_format
 from ktap.c_expression import Unsupported, parse_list
@@ -47,33 +47,36 @@ def event_text(event: EventFormat, names: KernelNames, release: str) -> EventTex
 
 
 def field_text(event: EventFormat) -> Formatter:
-    """`name: field=value field=value …`: strings as they are, bytes in hexadecimal, pointers too."""
-    readers = [
-        (f"{field.name}=".encode(), event_format.reader(field, _braces), field.kind == event_format.POINTER)
-        for field in event.fields
-    ]
+    """`name: field=value field=value …`: strings as they are, bytes and pointers in hexadecimal, arrays in braces."""
     head = f"{event.name}:".encode()
-    texts = {field.name for field in event.fields if field.kind == event_format.TEXT}
+    shown = [(f" {field.name}=".encode(), _field_text(field)) for field in event.fields]
 
     def show(raw: Raw) -> bytes:
-        parts = [head]
-        for label, read, pointer in readers:
-            value = read(raw)
-            if isinstance(value, int):
-                parts.append(label + (b"0x%x" % (value & MASK) if pointer else b"%d" % value))
-            elif isinstance(value, bytes):
-                parts.append(label + (value if label[:-1].decode() in texts else value.hex().encode()))
-        return b" ".join(parts)
+        return head + b"".join([label + text(raw) for label, text in shown])
 
     return show
+
+
+def _field_text(field: event_format.Field) -> Formatter:
+    if field.kind in (event_format.INTEGER, event_format.POINTER):
+        read = event_format.integer_reader(field.offset, field.size, field.signed)
+        if field.kind == event_format.POINTER:
+            return lambda raw: b"0x%x" % (read(raw) & MASK)
+        return lambda raw: b"%d" % read(raw)
+    if field.kind == event_format.INTEGERS:
+        braces = event_format.reader(field, _braces)
+        return lambda raw: cast(bytes, braces(raw))
+    find = event_format.locate(field)
+    if field.kind == event_format.TEXT:
+        return lambda raw: event_format.cut(find(raw))
+    return lambda raw: find(raw).hex().encode()
 
 
 MASK = (1 << 64) - 1
 
 
-def _braces(values: object) -> bytes:
-    assert isinstance(values, (tuple, list))
-    return b"{" + b",".join(b"%d" % value for value in values) + b"}"
+def _braces(values: Sequence[int]) -> bytes:
+    return b"{" + b",".join([b"%d" % value for value in values]) + b"}"
 
 
 SYSCALL_PREFIX_SINCE = (6, 15)

@@ -15,6 +15,8 @@ class Number(NamedTuple):
     source: str
     type: Integer
     constant: Optional[int] = None
+    target: str = ""
+    """The type it points to, empty where it is no pointer or arithmetic on it is that of integers."""
 
 
 class Data(NamedTuple):

@@ -154,10 +154,10 @@ class RecordingNames:
         """`%p`."""
         return self._keep("pointer", address, self._names.pointer)
 
-    def enumerator(self, name: str) -> Optional[int]:
-        """The value of an enumerator."""
-        value = self._names.enumerator(name)
-        self._answers.put("enumerator", name, None if value is None else str(value))
+    def constant(self, name: str) -> Optional[int]:
+        """A constant of the kernel."""
+        value = self._names.constant(name)
+        self._answers.put("constant", name, None if value is None else str(value))
         return value
 
     def _keep(self, kind: str, address: int, ask: Callable[[int], bytes]) -> bytes:

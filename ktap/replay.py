@@ -281,9 +281,9 @@ class ReplayNames:
         """`%p`."""
         return self._bytes("pointer", address) or b"%016x" % address
 
-    def enumerator(self, name: str) -> Optional[int]:
-        """The value of an enumerator."""
-        return self._recording.number("enumerator", name)
+    def constant(self, name: str) -> Optional[int]:
+        """A constant of the kernel."""
+        return self._recording.number("constant", name)
 
     def _bytes(self, kind: str, address: int) -> Optional[bytes]:
         text = self._recording.answer(kind, str(address))

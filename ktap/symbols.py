@@ -8,6 +8,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Sequence
 
+from vm.c_types import Structure
+
 if TYPE_CHECKING:
     from ktap.kernel_data import KernelData
 
@@ -98,6 +100,7 @@ class LiveNames:
         self._data: Optional[KernelData] = None
         self._asked = False
         self._hashes: Optional[bool] = None
+        self._constants: dict[str, Optional[int]] = {}
 
     def _find(self, address: int) -> Optional[Symbol]:
         if self._table is None:
@@ -134,12 +137,30 @@ class LiveNames:
         data = self._kernel_data() if self._hashes else None
         return b"%016x" % (address & MASK) if data is None else data.pointer(address)
 
-    def enumerator(self, name: str) -> Optional[int]:
+    def constant(self, name: str) -> Optional[int]:
         """See KernelNames."""
+        if name not in self._constants:
+            self._constants[name] = self._find_constant(name)
+        return self._constants[name]
+
+    def _find_constant(self, name: str) -> Optional[int]:
         from ktap.btf import kernel_types
 
         types = kernel_types()
-        return None if types is None else types.enumerator(name)
+        if types is None:
+            return None
+        if name.startswith("sizeof("):
+            found = types.find(name[len("sizeof(") : -1])
+            return found.size_bytes if isinstance(found, Structure) else None
+        if name == "vmemmap_base":
+            from ktap.page_base import page_base
+
+            data = self._kernel_data()
+            try:
+                return None if data is None else page_base(types, data)
+            except OSError:
+                return None
+        return types.enumerator(name)
 
     def _kernel_data(self) -> Optional[KernelData]:
         if not self._asked:

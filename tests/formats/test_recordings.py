@@ -312,7 +312,7 @@ def test_the_host_and_names_of_a_replay(path: Path) -> None:
     assert names.symbol(1) == names.symbol_name(1) == b"0x1"
     assert names.string(1) == b"(0x1)"
     assert names.pointer(1) == b"0000000000000001"
-    assert names.enumerator("X") is None
+    assert names.constant("X") is None
     with pytest.raises(OSError, match="recording"):
         host.send_signal(1, 9)
     assert host.run("exit 3") == 3
