@@ -84,7 +84,7 @@ class Names:
 
     symbol_name = string = pointer = symbol
 
-    def enumerator(self, name: str) -> Optional[int]:
+    def constant(self, name: str) -> Optional[int]:
         return None
 
 
