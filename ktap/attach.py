@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from compiler.bpf import Code, KernelVariable, MapFd, link
-from ktap import kernel
+from ktap import kernel, links, uprobes
+from ktap.calls import CALL_RETURN, TYPED, typed_recipe
 from ktap.capture import (
     PROFILE,
     RAW,
@@ -24,19 +25,23 @@ from ktap.capture import (
     SYSCALL_EXIT,
     TRACEPOINT,
     UNREAD_BYTES,
+    USER_RETURN,
     Case,
     Spec,
     capture_ir,
+    needs_record,
     scratch_bytes,
     wanted_entry,
 )
 from ktap.captured import IN_INTERRUPT
 from ktap.code_cache import compiled
+from ktap.fetched import STACK_RECORD_BYTES
 from ktap.filling import PREEMPT_COUNT, PREEMPT_OFFSET
 from ktap.glob import TEXT_VALUE_BYTES
 from ktap.plan import Captured, is_plain, reads_to
 from ktap.predicate import needs_text
 from ktap.transport import Buffer
+from ktap.verifier import check
 
 if TYPE_CHECKING:
     from ktap.lowered import Lowering
@@ -66,6 +71,8 @@ class Made(NamedTuple):
     spec: Spec
     ir: str
     code: Code
+    room_bytes: int = 0
+    """What lowered handlers need besides the stack."""
 
 
 class Program(NamedTuple):
@@ -114,21 +121,50 @@ class Attachment:
         self._events: List[int] = []
         """What programs hang on: closing one of them detaches."""
         self.perf_tracepoints = 0
+        self.multi: List[Tuple[str, int]] = []
+        """Links of many functions of the kernel, which count what they miss."""
+        self.backends: Dict[str, str] = {}
+        """How functions of the kernel are reached, by event."""
         self.programs: List[Program] = []
         self._compiled: Dict[str, Code] = {}
+        self._made: Dict[str, Made] = {}
+        self._verified: Optional[Set[str]] = None
+        """While programs are only tried: those that the kernel has taken."""
         self.losses = self._map(kernel.ARRAY, "ktap_losses", 8, max(1, events))
 
     def attach(self, numbered: Sequence[Tuple[int, Captured]]) -> List[Skipped]:
         """Make events live; each comes with its number. Those the kernel did not take are returned.
 
-        Raises OSError where nothing can be attached at all.
+        Raises OSError where nothing can be attached at all, and Refused for a lowered handler that the kernel does not
+        take; then nothing is attached.
         """
         allow_files(2 * len(numbered) + SPARE_FILES)
+        self._verify([(number, event) for number, event in numbered if event.case.bodies])
+        return self._all(numbered)
+
+    def _verify(self, numbered: Sequence[Tuple[int, Captured]]) -> None:
+        """Load every program with handlers once, before any is attached: so what the kernel refuses is known in time."""
+        maps = len(self._maps)
+        self._verified = set()
+        try:
+            self._all(numbered)
+        finally:
+            self._verified = None
+            for fd in self._maps[maps:]:
+                os.close(fd)
+            del self._maps[maps:]
+
+    def _all(self, numbered: Sequence[Tuple[int, Captured]]) -> List[Skipped]:
         skipped: List[Skipped] = []
         for context in (SYSCALL_ENTER, SYSCALL_EXIT):
             group = [(number, event) for number, event in numbered if event.wanted.context == context]
             for layer in layers(group):
                 self._syscalls(context, layer)
+        for places in user_groups(numbered):
+            skipped += self._user(places)
+        rest = [pair for pair in numbered if pair[1].wanted.called is not None and not self._typed(*pair)]
+        for group in call_groups(rest):
+            skipped += self._calls(group)
         for number, event in numbered:
             place = PLACES.get(event.wanted.context)
             if place is None:
@@ -152,16 +188,29 @@ class Attachment:
         self._maps.append(fd)
         return fd
 
-    def _program(self, kind: int, context: str, label: str, cases: Tuple[Case, ...], values: Values) -> int:
+    def _program(
+        self,
+        kind: int,
+        context: str,
+        label: str,
+        cases: Tuple[Case, ...],
+        values: Values,
+        attach_type: int = 0,
+        function: int = 0,
+    ) -> int:
         """Compile (once for each text) and load."""
         options, lowering = self._options, self._options.lowering
-        made = assemble(context, cases, options, self._buffer.name, kernel.reads_in_place(), self._code_of)
+        key = f"{context} {cases}"
+        made = self._made.get(key)
+        if made is None:
+            made = assemble(context, cases, options, self._buffer.name, kernel.reads_in_place(), self._code_of)
+            self._made[key] = made
         spec = made.spec
         if spec.emit is not None and lowering is not None:
             values = {**lowering.values(), **values}
         values = {**values, "losses": MapFd(self.losses), "own_process": options.own_process}
-        if spec.emit is not None and lowering is not None and lowering.room_bytes:
-            values["room"] = MapFd(self._map(kernel.PERCPU_ARRAY, "ktap_room", lowering.room_bytes, 1))
+        if made.room_bytes:
+            values["room"] = MapFd(self._map(kernel.PERCPU_ARRAY, "ktap_room", made.room_bytes, 1))
         if any(reference.name == "buffer" for reference in made.code.references):
             values.update((name, MapFd(fd)) for name, fd in self._buffer.maps)
         if any(case.layout.item(IN_INTERRUPT) for case in cases):
@@ -176,7 +225,12 @@ class Attachment:
         if any(needs_text(condition) for case in cases for condition in case.filters):
             values["text"] = MapFd(self._map(kernel.ARRAY, "ktap_text", TEXT_VALUE_BYTES, kernel.possible_cpus()))
         name = "".join(c if c.isalnum() or c in "_." else "_" for c in f"ktap_{label}")
-        fd = kernel.load(kind, link(made.code, values), name=name)
+        if self._verified is not None and lowering is not None:
+            if f"{kind} {key}" not in self._verified:
+                self._verified.add(f"{kind} {key}")
+                lowering.check(cases, lambda: check(kind, link(made.code, values), attach_type))
+            return -1
+        fd = kernel.load(kind, link(made.code, values), name=name, attach_type=attach_type, function=function)
         self.programs.append(Program(label, fd, made))
         return fd
 
@@ -230,6 +284,71 @@ class Attachment:
         self._hang(lambda: _started(kernel.open_perf_event(counter, cpu, what=event.wanted.label), fd))
         self.perf_tracepoints += 1
 
+    def _user(self, group: Sequence[Tuple[int, Captured]]) -> List[Skipped]:
+        """One program for all places of a file that are captured alike; those that the kernel did not take."""
+        wanted, case = group[0][1].wanted, group[0][1].case
+        values = self._record_values(case)
+        fd = self._program(kernel.KPROBE, wanted.context, wanted.name, (case,), values, uprobes.attach_type())
+        if not self._options.attaching or self._verified is not None:
+            return []
+        places = [uprobes.Place(event.wanted.spot, number) for number, event in group if event.wanted.spot is not None]
+        attached = uprobes.attach(fd, places, wanted.context == USER_RETURN)
+        self._events += attached.fds
+        events = dict(group)
+        return [Skipped(events[place.cookie], error) for place, error in attached.refused]
+
+    def _record_values(self, case: Case) -> Values:
+        """What a program needs that makes its record of registers."""
+        recipe = case.recipe
+        if recipe is None or recipe.most_bytes <= STACK_RECORD_BYTES or not needs_record(case):
+            return {"event_id": 0}
+        size = recipe.most_bytes
+        return {"event_id": 0, "fetched": MapFd(self._map(kernel.ARRAY, "ktap_fetched", size, kernel.possible_cpus()))}
+
+    def _typed(self, number: int, event: Captured) -> bool:
+        """Whether a function of the kernel could be given a program that knows its arguments."""
+        called, case = event.wanted.called, event.case
+        if called is None or called.type_id is None or case.recipe is None or self._verified is not None:
+            return False  # handlers are tried in the other program that there may be
+        recipe = typed_recipe(case.recipe, called, self._options.machine)
+        if recipe is None:
+            return False
+        case = case._replace(recipe=recipe, called=called)
+        values = {**self._record_values(case), "event": number}
+        attach_type = links.FEXIT if called.returns else links.FENTRY
+        try:
+            fd = self._program(
+                links.TRACING,
+                TYPED[event.wanted.context],
+                event.wanted.name,
+                (case,),
+                values,
+                attach_type,
+                called.type_id,
+            )
+            self._hang(lambda: links.attach_typed(fd, event.wanted.label))
+        except OSError:  # many functions that have a type cannot take such a program: a probe does
+            return False
+        self.backends[event.wanted.label] = links.NAMES[attach_type]
+        return True
+
+    def _calls(self, group: Sequence[Tuple[int, Captured]]) -> List[Skipped]:
+        """One program for functions of the kernel that are captured alike; those that the kernel did not take."""
+        wanted, case = group[0][1].wanted, group[0][1].case
+        places = [
+            links.Place(event.wanted.called, number) for number, event in group if event.wanted.called is not None
+        ]
+        kind = links.KPROBE_MULTI if links.wants_multi(places) else 0
+        fd = self._program(kernel.KPROBE, wanted.context, wanted.name, (case,), self._record_values(case), kind)
+        if not self._options.attaching or self._verified is not None:
+            return []
+        attached = links.attach(fd, places, wanted.context == CALL_RETURN)
+        self._events += attached.fds
+        self.multi += attached.multi
+        self.backends.update((event.wanted.label, links.NAMES[kind]) for _, event in group)
+        events = dict(group)
+        return [Skipped(events[place.cookie], error) for place, error in attached.refused]
+
     def _profile(self, number: int, event: Captured) -> None:
         timer = event.wanted.timer
         assert timer is not None
@@ -241,7 +360,7 @@ class Attachment:
 
     def _hang(self, attach: Callable[[], int]) -> None:
         """Attach the program loaded last; it goes again when that fails."""
-        if not self._options.attaching:
+        if not self._options.attaching or self._verified is not None:
             return
         try:
             self._events.append(attach())
@@ -256,6 +375,36 @@ PLACES: Dict[str, Callable[[Attachment, int, Captured], None]] = {
     PROFILE: Attachment._profile,
 }
 """How events other than system calls are attached."""
+
+
+def call_groups(events: Sequence[Tuple[int, Captured]]) -> List[List[Tuple[int, Captured]]]:
+    """Functions of the kernel, put together where one program serves them all."""
+    found: Dict[Tuple[str, int, bool], List[Tuple[int, Captured]]] = {}
+    cases: Dict[int, int] = {}
+    known: List[Case] = []
+    for number, event in events:
+        called = event.wanted.called
+        assert called is not None
+        identity = cases.get(id(event.case))
+        if identity is None:
+            if event.case not in known:
+                known.append(event.case)
+            identity = cases[id(event.case)] = known.index(event.case)
+        found.setdefault((event.wanted.context, identity, called.offset != 0), []).append((number, event))
+    return list(found.values())
+
+
+def user_groups(events: Sequence[Tuple[int, Captured]]) -> List[List[Tuple[int, Captured]]]:
+    """Places in files, put together where one program and one link serve them all."""
+    found: Dict[Tuple[str, str, int], List[Tuple[int, Captured]]] = {}
+    cases: List[Case] = []
+    for number, event in events:
+        if event.wanted.spot is not None:
+            if event.case not in cases:
+                cases.append(event.case)
+            key = (event.wanted.context, event.wanted.spot.path, cases.index(event.case))
+            found.setdefault(key, []).append((number, event))
+    return list(found.values())
 
 
 def assemble(
@@ -285,7 +434,9 @@ def assemble(
         return Made(spec, ir, code_of(ir))
     lowering.begin()
     ir = capture_ir(spec._replace(emit=lowering.emit))
-    return Made(spec._replace(emit=lowering.emit, scratch_bytes=lowering.scratch_bytes), ir, code_of(ir))
+    code = lowering.check(cases, lambda: code_of(ir))
+    spec = spec._replace(emit=lowering.emit, scratch_bytes=lowering.scratch_bytes)
+    return Made(spec, ir, code, lowering.room_bytes)
 
 
 def raw_context(event: Captured, machine: str) -> Optional[str]:

@@ -15,17 +15,22 @@ from typing import Callable, List, Mapping, NamedTuple, Optional, Tuple
 
 from compiler.ir import Writer
 from ktap import demand
+from ktap.calls import CALL_CONTEXTS, TYPED_CONTEXTS, Called, typed_words
 from ktap.captured import READ, RECORD
 from ktap.event_format import EventFormat
+from ktap.fetched import Recipe, fill_record
 from ktap.filling import UNREAD, fill_fixed, fill_varying
 from ktap.kernel import Compat
 from ktap.layout import Layout, aligned, integer
+from ktap.members import Member
 from ktap.predicate import UNDECIDED_OFFSET, Predicate, lower, searches, text_area
 from ktap.sending import RING, STACK_RECORD_BYTES, send
-from ktap.members import Member
 
 SYSCALL_ENTER, SYSCALL_EXIT, RAW, TRACEPOINT, PROFILE = "syscall enter", "syscall exit", "raw", "tracepoint", "profile"
 """What a program is attached to, which says what its context holds."""
+USER_ENTRY, USER_RETURN = "user function", "user function's return"
+"""Places in files; the context holds the registers."""
+USER_CONTEXTS = (USER_ENTRY, USER_RETURN)
 
 EVERY_ENTER, EVERY_EXIT = "every syscall enter", "every syscall exit"
 """raw_syscalls:sys_enter and sys_exit as raw tracepoints, for handlers that read no more of the record than
@@ -83,11 +88,6 @@ class Body(NamedTuple):
     handler: int
     filter: Optional[int]
     accesses: Tuple[Access, ...]
-
-
-class Case(NamedTuple):
-    """One kind of record that a program makes, and the handlers that it runs itself."""
-
     members: Tuple[Tuple[str, Member], ...] = ()
     """Members of structures, by the variable that names them."""
 
@@ -95,6 +95,11 @@ class Case(NamedTuple):
     def needs_record(self) -> bool:
         """Whether it looks at the raw record."""
         return bool(self.accesses) or any(demand.looks_at_record(member.read) for _, member in self.members)
+
+
+class Case(NamedTuple):
+    """One kind of record that a program makes, and the handlers that it runs itself."""
+
     layout: Layout
     format: Optional[EventFormat] = None
     """Of a raw record whose size varies."""
@@ -112,6 +117,10 @@ class Case(NamedTuple):
     """The bits of the filters for which the record is sent, None where it is sent whatever they say."""
     late: bool = False
     """Memory of the process that could not be read at the entry of a system call is read again at its return."""
+    recipe: Optional[Recipe] = None
+    """How the raw record is made of registers, where the kernel makes none."""
+    called: Optional[Called] = None
+    """The function of the kernel that a typed program is for."""
     late_filters: bool = False
     """So are filters that could not be decided; until then the record is tentative, the highest bit of its point."""
 
@@ -195,11 +204,17 @@ def capture_ir(spec: Spec) -> str:
     if number is None:
         base = _every_record(w, spec) if spec.context == EVERY_EXIT else "%ctx"
         frame = Frame(w, spec, spec.cases[0], task, base, w.number("event_id"))
-        _case(frame, w.number("event"), "0")
+        by_cookie = spec.context in (*USER_CONTEXTS, *CALL_CONTEXTS)
+        event = w.call("get_attach_cookie", "%ctx") if by_cookie else w.number("event")
+        if spec.context in TYPED_CONTEXTS and needs_record(frame.case):
+            frame.base = typed_words(w, frame.case.called)
+        if frame.case.recipe is not None and needs_record(frame.case):
+            frame.base = fill_record(frame, frame.case.recipe)
+        _case(frame, event, "0")
         return w.text()
 
     def one(case: Case, event: str, identity: str) -> None:
-        base = _syscall_record(w, spec, case, number) if _needs_record(case) else "%ctx"
+        base = _syscall_record(w, spec, case, number) if needs_record(case) else "%ctx"
         _case(Frame(w, spec, case, task, base, identity), event, entry)
 
     _each_case(w, spec, entry, one)

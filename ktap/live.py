@@ -18,6 +18,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+from compiler.lower.flat import Refused
 from ktap import attach, kernel
 from ktap.attach import Program as Loaded
 from ktap.captured import IN_INTERRUPT, READ, TextOf, make_event
@@ -140,12 +141,23 @@ class LiveSource:
         found = resolver.wanted(demands, wanted.places)
         for notice in resolver.notices:
             self._say(notice)
-        if self._lowering is not None:
-            found = self._lower(probes, found, demands)
-        else:
-            self._check(probes)
         symbols = self._symbols(demands)
-        events = [captured(event, symbols) for event in found]
+        while True:
+            if self._lowering is not None:
+                wanted_here = self._lower(probes, found, demands)
+            else:
+                self._check(probes)
+                wanted_here = found
+            try:
+                self._capture([captured(event, symbols) for event in wanted_here])
+                return
+            except Refused as refused:
+                assert self._lowering is not None
+                self._lowering.refuse(refused)
+
+    def _capture(self, events: Sequence[Captured]) -> None:
+        """Make events live. Raises Refused for a handler that the kernel does not take; then nothing is live."""
+        self._points, self._labels = [], []
         for event in events:
             if event.case.layout.most_bytes > MOST_CAPTURED_BYTES:
                 message = (

@@ -15,12 +15,12 @@ rest with the builtin a handler outside would call.
 
 from __future__ import annotations
 
-from typing import Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple
+from typing import AbstractSet, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
-from compiler.bpf import MapFd
+from compiler.bpf import BackendError, MapFd
 from compiler.lower.emit import Emitter, Limits, Shared
-from compiler.lower.flat import FlatHandler, NotLowered, Variable
-from compiler.lower.infer import EventType, Refused, Typing
+from compiler.lower.flat import FlatHandler, NotLowered, Refused, Variable
+from compiler.lower.infer import EventType, Typing
 from compiler.lower.layouts import stats_layout
 from compiler.lower.partition import AGGREGATION, Candidate, Plan, Reason, Surroundings, partition
 from compiler.lower.reach import Reach
@@ -29,7 +29,7 @@ from compiler.lower.snapshot import Box, Closure, Snapshot, reachable, take, tex
 from compiler.lower.stops import can_stop
 from compiler.lower.values import Site
 from ktap import surroundings
-from ktap.capture import SYSCALL_ENTER, Body, Frame
+from ktap.capture import SYSCALL_ENTER, Body, Case, Frame
 from ktap.demand import Demand
 from ktap.demand import join as joined
 from ktap.plan import Wanted
@@ -37,10 +37,13 @@ from ktap.predicate import reads_process
 from ktap.sites import Outside, outside, site_layout
 from ktap.surroundings import FrameEnvironment, event_types
 from ktap.tables import SAMPLES, SUMS, KernelTables, Variables
+from ktap.verifier import Unfit
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Probe
 from vm.machine import Machine
 from vm.values import Table
+
+Made = TypeVar("Made")
 
 LATE_FILTER = Reason(
     None,
@@ -299,7 +302,17 @@ class Lowering:
         self.scratch_bytes = max(self.scratch_bytes, site_layout(site).most_bytes)
         return self.site_base + self.sites.index(site)
 
-    def blame(self, handlers: Sequence[int], reason: str) -> Refused:
+    def check(self, cases: Sequence[Case], action: Callable[[], Made]) -> Made:
+        """Do something with a program that has handlers in it. Raises Refused where it cannot be for their sake."""
+        handlers = {body.handler for case in cases for body in case.bodies}
+        try:
+            return action()
+        except Unfit as error:
+            raise self._blame(handlers, str(error)) from error
+        except BackendError as error:
+            raise self._blame(handlers, f"needs what programs in the kernel have not: {error}") from error
+
+    def _blame(self, handlers: AbstractSet[int], reason: str) -> Refused:
         """The refusal of the largest of several handlers, with the place that most likely is the reason."""
         handler = max(handlers, key=lambda number: sum(len(block.operations) for block in self._flat(number).blocks))
         operations = [operation for block in self._flat(handler).blocks for operation in block.operations]

@@ -10,11 +10,13 @@ from math import inf
 from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from ktap import demand
+from ktap.calls import Called
 from ktap.capture import (
     PROFILE,
     RAW,
     SYSCALL_ENTER,
     SYSCALL_EXIT,
+    USER_CONTEXTS,
     Body,
     Case,
 )
@@ -31,17 +33,23 @@ from ktap.captured import (
     Kind,
 )
 from ktap.demand import Demand
-from ktap.event_format import INLINE, INTEGER, POINTER, EventFormat, Field
+from ktap.event_format import INLINE, INTEGER, POINTER, RETVAL, EventFormat, Field
+from ktap.fetched import Recipe
 from ktap.filling import record_bytes
 from ktap.layout import Slot, aligned, fixed, integer, variable
 from ktap.members import Member
 from ktap.predicate import Predicate, looks_to, reads_process
+from ktap.user_functions import Spot
 from vm.values import wrap
 
 MOST_FILTERS = 4
 """Distinct filters of one attachment of an event: its points are 2 to that power."""
 MOST_DYNAMIC_BYTES = 4096
 """The most that is kept of a raw record with parts of varying size."""
+
+
+OF_PROCESSES = (SYSCALL_ENTER, SYSCALL_EXIT, *USER_CONTEXTS)
+"""Where pointers are the process's, if nothing says whose."""
 
 
 class Timer(NamedTuple):
@@ -71,6 +79,12 @@ class Wanted(NamedTuple):
     timer: Optional[Timer] = None
     arguments: Tuple[str, ...] = ()
     """Names of a raw tracepoint's arguments."""
+    spot: Optional[Spot] = None
+    """The place of a user probe."""
+    recipe: Optional[Recipe] = None
+    """How its record is made."""
+    called: Optional[Called] = None
+    """The function of the kernel that is probed."""
     members: Tuple[Member, ...] = ()
     """Members of structures that handlers read."""
     bodies: Tuple[Body, ...] = ()
@@ -96,6 +110,8 @@ def reads_to(event: Captured) -> float:
     case = event.case
     if case.reads or case.members or (case.format is not None and case.layout.item(RECORD) is not None):
         return inf
+    if any(demand.looks_at_record(member.read) for body in case.bodies for _, member in body.members):
+        return inf
     ends = [place.offset + place.size_bytes for body in case.bodies for place in body.accesses]
     ends += [slot.size_bytes for slot in case.layout.slots if slot.name == RECORD]
     return max(0, *ends, *(looks_to(condition) for condition in case.filters), 0)
@@ -107,8 +123,6 @@ def probes_of(wanted: Wanted, mask: int) -> Tuple[int, ...]:
     return tuple(probe for probe, index in pairs if index is None or mask >> index & 1)
 
 
-    if any(demand.looks_at_record(member.read) for body in case.bodies for _, member in body.members):
-        return inf
 def field_of(event: EventFormat, name: str) -> Optional[Field]:
     """The field an event variable (`arg1`, `args.filename`, `retval`) names, None where there is none."""
     if name.startswith("args."):
@@ -117,7 +131,7 @@ def field_of(event: EventFormat, name: str) -> Optional[Field]:
         number = int(name[3:])
         return event.fields[number] if number < len(event.fields) else None
     elif name == "retval":
-        name = "ret"
+        name = RETVAL if any(field.name == RETVAL for field in event.fields) else "ret"
     return next((field for field in event.fields if field.name == name), None)
 
 
@@ -152,9 +166,11 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
         slots.append(fixed(ARGUMENTS, 8 * len(wanted.arguments)))
     needs_format = reads_record(wanted.demand)
     if wanted.format is not None and needs_format:
-        slots.append(record_slot(wanted.context, wanted.format))
+        slots.append(record_slot(wanted.context, wanted.format, wanted.recipe))
     layout = aligned(tuple(slots))
     keep_format = wanted.format if wanted.format is not None and _dynamic(wanted.format) else None
+    if keep_format is not None and wanted.recipe is not None:
+        keep_format = keep_format._replace(name="")  # so that functions of one kind of record are one case
     always = None in wanted.filter_of or any(body.filter is None for body in wanted.bodies)
     case = Case(
         layout,
@@ -168,6 +184,7 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
         sent_filters=_bits(wanted.filter_of),
         late=late,
         late_filters=late_filters,
+        recipe=wanted.recipe,
     )
     kind = Kind(
         wanted.name,
@@ -215,12 +232,14 @@ def context_slots(wanted: Demand, late: bool) -> List[Slot]:
     return slots
 
 
-def record_slot(context: str, event: EventFormat) -> Slot:
+def record_slot(context: str, event: EventFormat, recipe: Optional[Recipe] = None) -> Slot:
     """The slot of the raw record. All system calls of one direction have one size, so that they read alike."""
     if context == SYSCALL_ENTER:
         return fixed(RECORD, 64)
     if context == SYSCALL_EXIT:
         return fixed(RECORD, 24)
+    if recipe is not None:
+        return variable(RECORD, recipe.most_bytes) if recipe.strings else fixed(RECORD, record_bytes(event))
     if _dynamic(event):
         return variable(RECORD, record_bytes(event) + MOST_DYNAMIC_BYTES)
     return fixed(RECORD, record_bytes(event))

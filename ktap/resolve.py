@@ -11,17 +11,25 @@ from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 from compiler.filter import FilterError, parse_filter
 from ktap import syscalls
 from ktap.btf import Argument, Btf
+from ktap.call_events import CALL_EVENTS, FTRACE, NoCall, Where, find_calls
+from ktap.calls import Called
 from ktap.capture import PROFILE, RAW, SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT
 from ktap.captured import IN_INTERRUPT, PARENT
 from ktap.demand import Demand, Value, join
 from ktap.event_format import EventFormat
+from ktap.fetch import FetchError
+from ktap.fetched import Recipe
+from ktap.functions import KernelFunctions, kernel_functions
 from ktap.members import TASK, Member, Unreachable, follow
 from ktap.plan import MOST_FILTERS, Timer, Wanted, field_of, reads_record
 from ktap.predicate import Predicate, Subject, Unfit, predicate
 from ktap.tracefs import Tracefs, TracepointName, is_glob, match_names
+from ktap.user_events import Settings, find_events
+from ktap.user_functions import NoEvent, Spot, is_user, take_apart
 from vm.c_types import Named, Pointer, Scope, Type
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Probe
+from vm.limits import Limits
 from vm.program import Program, Span
 from vm.timers import period_ns
 
@@ -29,8 +37,7 @@ SYSCALLS = "syscalls"
 ELSEWHERE = ("trace_begin", "trace_end", "tick-")
 """Probes that the run loop serves itself."""
 LATER = {
-    "probe": "functions",
-    "sdt": "static markers",
+    "probe": "functions of the kernel",
     "ftrace": "functions by filter",
     "watch": "hardware watchpoints",
     "perf": "hardware and software counters",
@@ -55,6 +62,9 @@ class Target(NamedTuple):
     number: int = -1
     timer: Optional[Timer] = None
     arguments: Tuple[Argument, ...] = ()
+    spot: Optional[Spot] = None
+    recipe: Optional[Recipe] = None
+    called: Optional[Called] = None
 
     @property
     def argument_names(self) -> Tuple[str, ...]:
@@ -81,6 +91,11 @@ class Kernel(NamedTuple):
     machine: str
     types: Callable[[], Optional[Btf]]
     """The kernel's types, None where it has no BTF."""
+    functions: Callable[[], KernelFunctions] = kernel_functions
+    most_probes: int = Limits().probes
+    """So many functions a glob may mean."""
+    unsafe: bool = False
+    """Places may be probed that are not known to be an instruction's first byte."""
 
 
 class Resolver:
@@ -105,7 +120,7 @@ class Resolver:
         targets = self._targets_of(text, probe, wanted)
         left_out: List[str] = []
         tree = None
-        if probe.filter is not None:
+        if probe.filter is not None and not text.startswith(FTRACE):  # it says which functions are meant
             try:
                 tree = parse_filter(probe.filter, probe.span)
             except FilterError as error:
@@ -154,6 +169,10 @@ class Resolver:
 
     def _targets_of(self, text: str, probe: Probe, wanted: Demand) -> List[Key]:
         kind, colon, rest = text.partition(":")
+        if colon and kind in CALL_EVENTS and not is_user(kind, rest):
+            return self._calls(text, probe, wanted)
+        if colon and is_user(kind, rest):
+            return self._user(text, probe, wanted)
         if colon and kind in LATER:
             self._status = 3
             instead = "tracepoints (sched:sched_switch), raw tracepoints (raw:…) and timers can be traced"
@@ -189,7 +208,7 @@ class Resolver:
         """Note a target; a format read for one probe serves all."""
         key = (target.context, target.label)
         known = self._targets.get(key)
-        if known is None or known.format is None:
+        if known is None or known.format is None or _more(target, known):
             self._targets[key] = target
         return key
 
@@ -214,6 +233,46 @@ class Resolver:
             arguments = types.raw_tracepoint(name.name) if types is not None else ()
             keys.append(self._one(Target(RAW, f"raw:{name.name}", name.name, arguments=arguments or ())))
         return keys
+
+    def _user(self, text: str, probe: Probe, wanted: Demand) -> List[Key]:
+        """Functions of programs and libraries."""
+        settings = Settings(self._kernel.machine, self._kernel.unsafe, self._kernel.most_probes)
+        try:
+            found = find_events(text, settings, [*wanted.variables, probe.filter or ""])
+        except NoEvent as error:
+            self._problem(probe.span, str(error), error.hint)
+            return []
+        except FetchError as error:
+            self._problem(fetch_span(probe.span, take_apart(text).fetch_at + error.position), str(error), error.hint)
+            return []
+        targets = [
+            Target(
+                event.context, event.label, event.name, event.record.format, spot=event.spot, recipe=event.record.recipe
+            )
+            for event in found
+        ]
+        return [self._one(target) for target in targets]
+
+    def _calls(self, text: str, probe: Probe, wanted: Demand) -> List[Key]:
+        """Functions of the kernel."""
+        kernel = self._kernel
+        where = Where(kernel.functions, kernel.types, kernel.machine, kernel.most_probes)
+        try:
+            found = find_calls(text, probe.filter, wanted, where)
+        except NoCall as error:
+            self._status = max(self._status, error.status)
+            self._problem(probe.span, str(error), error.hint)
+            return []
+        except FetchError as error:
+            self._problem(fetch_span(probe.span, text.find(" ") + 1 + error.position), str(error), error.hint)
+            return []
+        targets = [
+            Target(call.context, call.label, call.name, call.record.format)._replace(
+                recipe=call.record.recipe, called=call.called
+            )
+            for call in found
+        ]
+        return [self._one(target) for target in targets]
 
     def _profile(self, text: str, span: Span) -> List[Key]:
         try:
@@ -354,4 +413,21 @@ def _wanted(target: Target, requests: Sequence[Request], demands: Mapping[int, D
         target.number,
         target.timer,
         target.argument_names,
+        target.spot,
+        target.recipe,
+        target.called,
     )
+
+
+def _more(target: Target, other: Target) -> bool:
+    """Whether more is captured of the same event."""
+    return (
+        target.recipe is not None and other.recipe is not None and target.recipe.fixed_bytes > other.recipe.fixed_bytes
+    )
+
+
+def fetch_span(span: Span, position: int) -> Span:
+    """The place of something in an event, counted from the event's start."""
+    if span.line != span.end_line:
+        return span
+    return span._replace(column=min(span.column + position, span.end_column - 1))

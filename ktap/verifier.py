@@ -1,0 +1,40 @@
+"""What the kernel's verifier has against a program."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ktap import kernel
+
+NOT_THE_PROGRAM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.ENOSYS)
+"""What keeps any program from being loaded."""
+LOG_BYTES = 1 << 20
+"""Of the verifier's log; newer kernels keep its end where there is more."""
+LOG_SUMMARY = ("processed ", "verification time", "stack depth")
+"""How the lines behind the verifier's reason begin."""
+
+
+class Unfit(Exception):
+    """The kernel does not take a program; the text is the end of a sentence about it."""
+
+
+def check(kind: int, instructions: bytes, attach_type: int = 0) -> None:
+    """Load a program and let go of it. Raises Unfit, and OSError where it is not for the program's sake."""
+    try:
+        os.close(kernel.load(kind, instructions, attach_type=attach_type))
+    except OSError as error:
+        if error.errno in NOT_THE_PROGRAM:
+            raise
+        raise Unfit(f"is refused by the kernel's verifier: {reason(kind, instructions, attach_type)}") from error
+
+
+def reason(kind: int, instructions: bytes, attach_type: int) -> str:
+    """The line of the verifier's log that says what is wrong."""
+    try:
+        os.close(kernel.load(kind, instructions, LOG_BYTES, attach_type=attach_type))
+    except OSError as error:
+        text = error.strerror or ""
+        lines = [line.strip() for line in text.splitlines() if line and not line.startswith(LOG_SUMMARY)]
+        return lines[-1] if lines else text
+    return "it takes it at another time"
