@@ -13,7 +13,7 @@ import re
 import struct
 from array import array
 from functools import cache
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from vm.c_types import Array, Float, Function, Integer, Member, Named, Pointer, Structure, Type, Void
 from vm.cdata import find_member
@@ -30,6 +30,8 @@ EXTRA_WORDS = {INT: 1, ARRAY: 3, VAR: 1, 17: 1}
 ENTRY_WORDS = {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, 15: 3, ENUM64: 3}
 """Words for each of its entries (15 is BTF_KIND_DATASEC)."""
 PREFIXES = {"struct": (STRUCT, FWD), "union": (UNION, FWD), "enum": (ENUM, ENUM64)}
+FEW_NAMES = 16
+"""So many functions are looked up one by one."""
 MOST_DEPTH = 64
 """How deep unnamed types may be nested."""
 
@@ -39,6 +41,14 @@ class Argument(NamedTuple):
 
     name: str
     type: Type
+
+
+class Prototype(NamedTuple):
+    """A function of the kernel: its id in BTF, its parameters and what it returns."""
+
+    id: int
+    arguments: Tuple[Argument, ...]
+    result: Type
 
 
 class Btf:
@@ -78,6 +88,29 @@ class Btf:
     def raw_tracepoints(self) -> List[str]:
         """The names of all raw tracepoints."""
         return sorted(name.decode() for name in re.findall(rb"(?<=\0btf_trace_)\w+(?=\0)", self._strings))
+
+    def functions(self, names: Iterable[str]) -> Dict[str, Prototype]:
+        """The functions of some names, those that there are."""
+        found: Dict[str, Prototype] = {}
+        for name, number in self._numbers(names).items():
+            proto = self._words[self._offsets[number] + 2]
+            result = self._reference(self._words[self._offsets[proto] + 2], 0)
+            found[name] = Prototype(number, self._arguments(proto), result)
+        return found
+
+    def _numbers(self, names: Iterable[str]) -> Dict[str, int]:
+        """The ids of functions."""
+        wanted = list(names)
+        if len(wanted) <= FEW_NAMES:
+            numbers = {name: self._number(name, (FUNC,)) for name in wanted}
+            return {name: number for name, number in numbers.items() if number is not None}
+        places = {self._strings.find(b"\0" + name.encode() + b"\0") + 1: name for name in wanted}
+        found: Dict[str, int] = {}
+        for number, place in enumerate(self._names):
+            name = places.get(place) if place else None
+            if name is not None and self._kind(number) == FUNC:
+                found.setdefault(name, number)
+        return found
 
     def variable(self, name: str) -> Optional[int]:
         """The id of a per-CPU variable of the kernel, None where there is none."""

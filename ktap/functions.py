@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from fnmatch import translate
 from functools import cache
-from typing import Dict, FrozenSet, Iterable, List, Mapping, Optional, Tuple
+from typing import Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from ktap import tracefs
 from vm.diagnostic import Refusal
@@ -34,6 +34,8 @@ NEVER = frozenset(
 NEVER_GLOBS = ("bpf_*", "__bpf_*", "*perf_callchain*", "*ring_buffer*", "rethook_*", "fprobe_*", "arch_rethook_*")
 """The same by glob: a glob of a script leaves them out, a name that is written in full does not."""
 MOST_NEAR = 3
+MOST_PREFIX_BYTES = 16
+"""Between a function's beginning and the place that the function tracer uses."""
 WORD = re.compile(r"[a-z]+|\d+")
 PLUMBING_WORDS = {"do", "sys", "ksys", "x", "enter", "exit", "vfs"}
 """Words of names that say nothing of what a function does."""
@@ -77,10 +79,9 @@ class KernelFunctions:
             and "." not in name[1:]
             and (named_so or not never.match(name))
         ]
-        lacking = [name for name in names if not known[name]]
-        looked_up = self.addresses(lacking) if lacking else {}
-        found = {name: known[name] or looked_up.get(name, []) for name in sorted(names)}
-        return {name: places for name, places in found.items() if places and (known[name] or len(places) == 1)}
+        looked_up = self.addresses(names)
+        found = {name: _beginnings(looked_up.get(name, []), known[name]) for name in sorted(names)}
+        return {name: places for name, places in found.items() if places}
 
     def is_refused(self, name: str) -> bool:
         """Whether a function must not be probed."""
@@ -132,6 +133,13 @@ class KernelFunctions:
                 found.setdefault(match[1].decode(), [])
         self._traceable = {name: places for name, places in found.items() if not name.startswith("__ftrace_invalid")}
         return self._traceable
+
+
+def _beginnings(addresses: Sequence[int], traced: Sequence[int]) -> List[int]:
+    """Where functions of one name begin that the function tracer can trace, a few bytes behind their beginning."""
+    if not traced:
+        return list(addresses) if len(addresses) == 1 else []
+    return [address for address in addresses if any(0 <= place - address <= MOST_PREFIX_BYTES for place in traced)]
 
 
 def near_tracepoints(name: str) -> Tuple[str, ...]:

@@ -15,9 +15,10 @@ import os
 import struct
 from contextlib import suppress
 from functools import cache
-from typing import Optional, Sequence
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 from ktap import kernel
+from ktap.calls import Called
 
 TRACING = 26
 """Kind of a typed program."""
@@ -26,6 +27,84 @@ FENTRY, FEXIT, KPROBE_MULTI = 24, 25, 42
 RETURNS = 1
 """Flag of a multi link; bit of a perf event's config."""
 DEVICE = "/sys/bus/event_source/devices/kprobe/type"
+
+
+NAMES = {FENTRY: "fentry", FEXIT: "fexit", KPROBE_MULTI: "kprobe multi", 0: "kprobe"}
+"""What the ways are called."""
+PERF_EVENT_LINK = 41
+REFUSED = (errno.ENOENT, errno.EINVAL, errno.ESRCH, errno.EILSEQ, errno.EEXIST, errno.EOPNOTSUPP, errno.EBUSY)
+"""What the kernel says of functions that it does not trace; anything else is about all of them."""
+
+
+class Place(NamedTuple):
+    """A function, and the cookie that the program is given."""
+
+    called: Called
+    cookie: int
+
+
+class Attached(NamedTuple):
+    """What holds the probes, the multi links among it, and what the kernel did not take, with what it said."""
+
+    fds: List[int]
+    multi: List[Tuple[str, int]]
+    refused: List[Tuple[Place, OSError]]
+
+
+def wants_multi(places: Sequence[Place]) -> bool:
+    """Whether functions are to be attached by a multi link: one alone need not be what the function tracer can trace."""
+    return (
+        has_multi()
+        and (len(places) > 1 or probe_type() is None or any(place.called.many for place in places))
+        and not any(place.called.offset for place in places)
+    )
+
+
+def attach(program: int, places: Sequence[Place], returns: bool) -> Attached:
+    """Attach a program, loaded for what `wants_multi` says, to functions. Raises OSError where none can be."""
+    found = Attached([], [], [])
+    try:
+        (_attach_multi if wants_multi(places) else _attach_each)(program, places, returns, found)
+        if not found.fds and found.refused:
+            raise found.refused[0][1]
+    except OSError:
+        for fd in found.fds:
+            os.close(fd)
+        raise
+    return found
+
+
+def _attach_multi(program: int, places: Sequence[Place], returns: bool, found: Attached) -> None:
+    """One link; where the kernel refuses it, one for each half, until the function is found that is the reason."""
+    addresses = [place.called.address for place in places]
+    try:
+        link = attach_multi(program, addresses, [place.cookie for place in places], returns)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        if len(places) == 1:
+            found.refused.append((places[0], error))
+            return
+        half = len(places) // 2
+        _attach_multi(program, places[:half], returns, found)
+        _attach_multi(program, places[half:], returns, found)
+        return
+    found.fds.append(link)
+    found.multi.append((places[0].called.symbol, link))
+
+
+def _attach_each(program: int, places: Sequence[Place], returns: bool, found: Attached) -> None:
+    for place in places:
+        try:
+            event = open_probe(place.called.symbol, place.called.offset, returns)
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            found.refused.append((place, error))
+            continue
+        found.fds.append(event)
+        attribute = struct.pack("=IIIIQ", program, event, PERF_EVENT_LINK, 0, place.cookie)
+        found.fds.append(kernel.create_link(attribute, f"probe in {place.called.symbol}"))
 
 
 @cache

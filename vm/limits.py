@@ -30,6 +30,8 @@ class Limits(NamedTuple):
     memory_bytes: int = 256 << 20
     """Everything the script holds: strings, tables, closures, aggregations."""
     output_bytes: int = 1 << 30
+    probes: int = 10_000
+    """Functions that one event may mean."""
 
 
 class Flag(NamedTuple):
@@ -51,4 +53,5 @@ FLAGS: tuple[Flag, ...] = (
     Flag("--max-string", "string_bytes", 64, 1 << 30, "bytes of a string the script builds"),
     Flag("--max-memory", "memory_bytes", 1 << 20, 1 << 40, "bytes the script holds in all"),
     Flag("--max-output", "output_bytes", 1, 1 << 50, "bytes the script prints"),
+    Flag("--max-probes", "probes", 1, 1 << 20, "functions that one event may mean"),
 )

@@ -1,0 +1,260 @@
+"""Events of kernel functions: `probe:vfs_read`, `probe:vfs_read+0x10`, `probe:tcp_*%return`, `ftrace:function /ip==mutex*/`.
+
+Without fetch arguments a call has its arguments by the names and types of the kernel's BTF, or else, as words, by
+the calling convention.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+from ktap import links
+from ktap.btf import Btf, Prototype
+from ktap.calls import CALL, CALL_RETURN, Called
+from ktap.demand import KERNEL, Demand, Expression, Number
+from ktap.event_format import POINTER, RETVAL
+from ktap.fetch import Argument, Context, Shape, call_argument, parse_fetch, result
+from ktap.fetched import FUNCTION, Record, address_argument, record_of
+from ktap.functions import KernelFunctions, near_tracepoints
+from ktap.plan import reads_record
+from ktap.registers import MACHINES, Machine
+from vm.c_types import Integer, Pointer, Scope, Type, Void, show
+from vm.fault import Fault
+from vm.values import wrap
+
+PROBE, FTRACE = "probe", "ftrace"
+CALL_EVENTS = (PROBE, FTRACE)
+EVENT = re.compile(
+    r"(?P<name>[\w.$*?\[\]!-]+?)(\+(?P<offset>0[xX][0-9a-fA-F]+|\d+))?(?P<returns>%return)?(\s+(?P<fetch>.*))?"
+)
+IP_FILTER = re.compile(r"ip\s*(?:==|~)\s*[\"']?(?P<pattern>[\w.*?\[\]-]+)[\"']?")
+GROUP = "kprobes"
+REGISTER_ARGUMENTS = 6
+FORM = "as in probe:vfs_read, probe:vfs_read+0x10, probe:vfs_*%return"
+
+
+class Call(NamedTuple):
+    """A function and what is captured of it."""
+
+    context: str
+    label: str
+    name: str
+    record: Record
+    called: Called
+
+
+class NoCall(Exception):
+    """What a script asks for cannot be traced; `status` is the exit status."""
+
+    def __init__(self, message: str, hint: Optional[str] = None, status: int = 1) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.status = status
+
+
+class Where(NamedTuple):
+    """Where functions are looked up."""
+
+    functions: Callable[[], KernelFunctions]
+    types: Callable[[], Optional[Btf]]
+    machine: str
+    most_probes: int
+
+
+class Written(NamedTuple):
+    """An event taken apart."""
+
+    text: str
+    name: str
+    offset: int
+    returns: bool
+    fetch: str
+    kind: str = PROBE
+
+    @property
+    def is_glob(self) -> bool:
+        """Whether it means several functions."""
+        return any(sign in self.name for sign in "*?[")
+
+
+def take_apart(text: str, condition: Optional[str]) -> Written:
+    """An event as written, and its filter. Raises NoCall."""
+    kind, _, rest = text.partition(":")
+    if kind == FTRACE:
+        pattern = IP_FILTER.fullmatch((condition or "").strip())
+        if rest.strip() != "function" or pattern is None:
+            raise NoCall(
+                f"`{text}` needs a filter that says which functions", "as in trace ftrace:function /ip==mutex*/ { … }"
+            )
+        return Written(text, pattern["pattern"], 0, False, "", kind)
+    found = EVENT.fullmatch(rest.strip())
+    if found is None:
+        raise NoCall(f"`{text}` names no function", FORM)
+    offset = int(found["offset"] or "0", 0)
+    written = Written(text, found["name"], offset, found["returns"] is not None, found["fetch"] or "")
+    if offset and (written.returns or written.is_glob):
+        raise NoCall(f"`{text}`: only one function's entry has an offset", FORM)
+    return written
+
+
+def find_calls(text: str, condition: Optional[str], wanted: Demand, where: Where) -> List[Call]:
+    """The calls that an event means. Raises NoCall, and FetchError for what is wrong with the fetch arguments."""
+    written = take_apart(text, condition)
+    machine = MACHINES.get(where.machine)
+    if machine is None:
+        raise NoCall(f"the registers of {where.machine} are not known, so functions cannot be probed", status=3)
+    if links.probe_type() is None and not links.has_multi():
+        raise _no_probes(written)
+    places = _places(written, where)
+    if len(places) > where.most_probes:
+        raise NoCall(
+            f"`{text}` matches {len(places)} functions, more than {where.most_probes}",
+            f"--max-probes {len(places)} probes them all",
+        )
+    types = where.types()
+    reads = bool(condition) or reads_record(wanted)
+    prototypes = types.functions([name for name, _ in places]) if types is not None and reads else {}
+    maker = _Maker(written, machine, types, reads and not written.fetch)
+    return [maker.call(name, address, prototypes.get(name)) for name, address in places]
+
+
+def _no_probes(written: Written) -> NoCall:
+    near = near_tracepoints(written.name)
+    lacks = "this kernel cannot probe its functions: it was built without kprobes (CONFIG_KPROBE_EVENTS)"
+    hint = f"tracepoints that come near: {', '.join(near)}" if near else "ktap list shows the tracepoints"
+    return NoCall(f"`{written.text}`: {lacks}", hint, 3)
+
+
+def _places(written: Written, where: Where) -> List[Tuple[str, int]]:
+    """Names and addresses of the functions that an event means."""
+    functions = where.functions()
+    if written.is_glob or written.kind == FTRACE:
+        matched = functions.matching(written.name)
+        if not matched:
+            raise NoCall(f"no function of the kernel that can be probed matches `{written.name}`")
+        return [(name, address) for name, addresses in matched.items() for address in addresses]
+    addresses = functions.addresses([written.name]).get(written.name)
+    if not addresses:
+        near = functions.near(written.name)
+        hint = f"did you mean {' or '.join(f'`probe:{name}`' for name in near)}?" if near else None
+        if near and near[0].startswith(written.name + "."):
+            hint = f"the compiler has made {' and '.join(f'`probe:{name}`' for name in near)} of it"
+        raise NoCall(f"the kernel has no function `{written.name}` (or it is inlined wherever it is called)", hint)
+    if functions.is_refused(written.name):
+        raise NoCall(f"`{written.name}` must not be probed: the kernel runs it for every probe, or where none can be")
+    if not addresses[0]:
+        raise NoCall("the addresses of the kernel's functions are hidden", "run as root; see kernel.kptr_restrict", 3)
+    return [(written.name, addresses[0])]
+
+
+class _Maker:
+    """Makes what is captured of each function; of functions without arguments that anybody reads it is the same."""
+
+    def __init__(self, written: Written, machine: Machine, types: Optional[Btf], reads: bool) -> None:
+        self.written = written
+        self.machine = machine
+        self.types = types
+        self.reads = reads
+        self.context = Context(machine, KERNEL, written.returns)
+        self.shared: Dict[Tuple[Argument, ...], Record] = {}
+
+    def call(self, name: str, address: int, prototype: Optional[Prototype]) -> Call:
+        """A function and what is captured."""
+        written = self.written
+        shown = name if not written.offset else f"{name}+{written.offset:#x}"
+        label = f"{written.kind}:{shown}{'%return' if written.returns else ''}"
+        if written.fetch:
+            label += f" {written.fetch}"
+        words = _words(prototype, self.types)
+        one = not written.is_glob and not written.offset and written.kind == PROBE
+        type_id = prototype.id if prototype is not None and words is not None and one else None
+        called = Called(name, address, written.offset, written.returns, type_id, words or 0, not one)
+        place: Expression = Number(wrap(address + written.offset)) if written.offset else FUNCTION
+        record = self._record(prototype if words is not None else None, place)
+        record = self._symbolic(record)
+        named = record._replace(format=record.format._replace(name=shown if written.kind == PROBE else "function"))
+        return Call(CALL_RETURN if written.returns else CALL, label, named.format.name, named, called)
+
+    def _record(self, prototype: Optional[Prototype], place: Expression) -> Record:
+        written = self.written
+        if written.kind == FTRACE:
+            arguments: Sequence[Argument] = parse_fetch("parent_ip=$stack0:symbol", self.context)
+            first = Argument("ip", place, Shape("y"))
+            return record_of("", arguments, first, (), True)
+        if written.fetch or written.returns:
+            arguments = parse_fetch(written.fetch, self.context)
+            hidden = self._result(prototype) if written.returns else ()
+            record = record_of("", arguments, address_argument(place, written.returns), hidden, True)
+            return _with_types(record, prototype) if written.returns else record
+        typed = prototype is not None and not written.offset
+        arguments = self._typed_arguments(prototype) if prototype is not None and typed else self._words()
+        key = tuple(arguments)
+        if key not in self.shared:
+            self.shared[key] = record_of("", arguments, address_argument(place, False), (), typed)
+        return _with_types(self.shared[key], prototype) if typed else self.shared[key]
+
+    def _symbolic(self, record: Record) -> Record:
+        """The same with the function by its name in the text, as the trace file has it."""
+        text = record.format.print_format.replace("(0x%lx)", "(%pS)", 1)
+        return record._replace(format=record.format._replace(print_format=text))
+
+    def _result(self, prototype: Optional[Prototype]) -> Sequence[Argument]:
+        """What a function returns; nothing where its type says so."""
+        if prototype is None:
+            return [Argument(RETVAL, result(self.context), Shape("s"))]
+        kind = _resolved(prototype.result, self.types)
+        if isinstance(kind, Void):
+            return []
+        return [Argument(RETVAL, result(self.context), _shape(prototype.result, self.types))]
+
+    def _words(self) -> List[Argument]:
+        if not self.reads:
+            return []
+        return [
+            Argument(f"arg{n}", call_argument(self.context, n), Shape("s")) for n in range(1, REGISTER_ARGUMENTS + 1)
+        ]
+
+    def _typed_arguments(self, prototype: Prototype) -> List[Argument]:
+        return [
+            Argument(one.name or f"arg{n}", call_argument(self.context, n), _shape(one.type, self.types))
+            for n, one in enumerate(prototype.arguments, 1)
+        ]
+
+
+def _shape(type: Type, types: Optional[Btf]) -> Shape:
+    """How a parameter is read of its register, whose upper bits may be anything."""
+    kind = _resolved(type, types)
+    if isinstance(kind, Integer):
+        return Shape("s" if kind.signed else "u", kind.size_bytes)
+    return Shape("x")
+
+
+def _resolved(type: Type, types: Optional[Btf]) -> Optional[Type]:
+    try:
+        return Scope(types).resolve(type) if types is not None else None
+    except Fault:
+        return None
+
+
+def _words(prototype: Optional[Prototype], types: Optional[Btf]) -> Optional[int]:
+    """How many words the arguments of a function take; None where it is not known, or some take no or several words."""
+    if prototype is None:
+        return None
+    kinds = [_resolved(one.type, types) for one in prototype.arguments]
+    whole = all(isinstance(kind, (Integer, Pointer)) and getattr(kind, "size_bytes", 8) <= 8 for kind in kinds)
+    return len(kinds) if whole else None
+
+
+def _with_types(record: Record, prototype: Optional[Prototype]) -> Record:
+    """The record with the types that members are found by."""
+    if prototype is None:
+        return record
+    known: Mapping[str, Type] = {one.name: one.type for one in prototype.arguments}
+    fields = []
+    for field in record.format.fields:
+        type = known.get(field.name)
+        if isinstance(type, Pointer):
+            field = field._replace(type=show(type), kind=POINTER)
+        fields.append(field)
+    return record._replace(format=record.format._replace(fields=tuple(fields)))
