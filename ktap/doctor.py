@@ -153,8 +153,6 @@ def bcc() -> Finding:
 BCC_REMEDY = "apt-get install python3-bpfcc, in a venv made with --system-site-packages from /usr/bin/python3"
 PIP_REMEDY = "make run, or pip install"
 
-UNUSED = "this version does not use it"
-
 CHECKS: tuple[Check, ...] = (
     Check("privilege", True, "for any live event", privilege),
     Check("BPF programs", True, "for any live event", bpf_programs),
@@ -167,8 +165,13 @@ CHECKS: tuple[Check, ...] = (
     Check("system calls", False, "for syscalls:*", system_calls),
     Check("BTF", False, "for curtask and raw: arguments by name", btf),
     Check("kernel symbols", False, "for names of kernel addresses", kernel_symbols),
-    Check("kernel function probes", False, UNUSED, probe_device("kprobe", "CONFIG_KPROBE_EVENTS")),
-    Check("user function probes", False, UNUSED, probe_device("uprobe", "CONFIG_UPROBE_EVENTS")),
+    Check("kernel function probes", False, "for probe:NAME", probe_device("kprobe", "CONFIG_KPROBE_EVENTS")),
+    Check(
+        "user function probes",
+        False,
+        "for probe:FILE:FUNCTION and sdt:",
+        probe_device("uprobe", "CONFIG_UPROBE_EVENTS"),
+    ),
     Check("locked memory", False, "for kernels before 5.11", locked_memory),
     Check("rich", False, "for colours in tables", library("rich", f"{PIP_REMEDY} rich")),
 )
