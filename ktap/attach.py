@@ -16,6 +16,7 @@ from compiler.bpf import Code, KernelVariable, MapFd, link
 from ktap import kernel, links, uprobes
 from ktap.calls import CALL_RETURN, TYPED, typed_recipe
 from ktap.capture import (
+    COUNTER,
     PROFILE,
     RAW,
     RAW_SYSCALLS,
@@ -358,6 +359,14 @@ class Attachment:
         for cpu in cpus:
             self._hang(lambda number=cpu: _started(kernel.open_perf_event(counter, number), fd))  # type: ignore[misc]
 
+    def _counter(self, number: int, event: Captured) -> None:
+        """A perf event on every processor."""
+        counter = event.wanted.counter
+        assert counter is not None
+        fd = self._program(kernel.PERF_EVENT, COUNTER, event.wanted.name, (event.case,), _numbers(number, event))
+        for cpu in kernel.online_cpus() if self._options.cpu is None else (self._options.cpu,):
+            self._hang(lambda cpu=cpu: _started(kernel.open_perf_event(counter, cpu, what=event.wanted.label), fd))  # type: ignore[misc]
+
     def _hang(self, attach: Callable[[], int]) -> None:
         """Attach the program loaded last; it goes again when that fails."""
         if not self._options.attaching or self._verified is not None:
@@ -373,6 +382,7 @@ PLACES: Dict[str, Callable[[Attachment, int, Captured], None]] = {
     RAW: Attachment._raw,
     TRACEPOINT: Attachment._tracepoint,
     PROFILE: Attachment._profile,
+    COUNTER: Attachment._counter,
 }
 """How events other than system calls are attached."""
 

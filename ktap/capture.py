@@ -31,6 +31,8 @@ SYSCALL_ENTER, SYSCALL_EXIT, RAW, TRACEPOINT, PROFILE = "syscall enter", "syscal
 USER_ENTRY, USER_RETURN = "user function", "user function's return"
 """Places in files; the context holds the registers."""
 USER_CONTEXTS = (USER_ENTRY, USER_RETURN)
+COUNTER = "counter"
+"""A perf event; the context holds the registers, the period and the address."""
 
 EVERY_ENTER, EVERY_EXIT = "every syscall enter", "every syscall exit"
 """raw_syscalls:sys_enter and sys_exit as raw tracepoints, for handlers that read no more of the record than

@@ -12,6 +12,7 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 from ktap import demand
 from ktap.calls import Called
 from ktap.capture import (
+    COUNTER,
     PROFILE,
     RAW,
     SYSCALL_ENTER,
@@ -36,6 +37,7 @@ from ktap.demand import Demand
 from ktap.event_format import INLINE, INTEGER, POINTER, RETVAL, EventFormat, Field
 from ktap.fetched import Recipe
 from ktap.filling import record_bytes
+from ktap.kernel import Counter
 from ktap.layout import Slot, aligned, fixed, integer, variable
 from ktap.members import Member
 from ktap.predicate import Predicate, looks_to, reads_process
@@ -48,7 +50,7 @@ MOST_DYNAMIC_BYTES = 4096
 """The most that is kept of a raw record with parts of varying size."""
 
 
-OF_PROCESSES = (SYSCALL_ENTER, SYSCALL_EXIT, *USER_CONTEXTS)
+OF_PROCESSES = (SYSCALL_ENTER, SYSCALL_EXIT, COUNTER, *USER_CONTEXTS)
 """Where pointers are the process's, if nothing says whose."""
 
 
@@ -83,6 +85,8 @@ class Wanted(NamedTuple):
     """The place of a user probe."""
     recipe: Optional[Recipe] = None
     """How its record is made."""
+    counter: Optional[Counter] = None
+    """What is counted or watched."""
     called: Optional[Called] = None
     """The function of the kernel that is probed."""
     members: Tuple[Member, ...] = ()
@@ -193,7 +197,7 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
         tuple(reads),
         wanted.arguments,
         symbols,
-        wanted.context != PROFILE,
+        wanted.context not in (PROFILE, COUNTER),
         wanted.members,
     )
     return Captured(wanted, case, kind)

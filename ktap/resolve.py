@@ -13,13 +13,15 @@ from ktap import syscalls
 from ktap.btf import Argument, Btf
 from ktap.call_events import CALL_EVENTS, FTRACE, NoCall, Where, find_calls
 from ktap.calls import Called
-from ktap.capture import PROFILE, RAW, SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT
+from ktap.capture import COUNTER, PROFILE, RAW, SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT
 from ktap.captured import IN_INTERRUPT, PARENT
+from ktap.counters import NoCounter, find_counter
 from ktap.demand import Demand, Value, join
 from ktap.event_format import EventFormat
 from ktap.fetch import FetchError
 from ktap.fetched import Recipe
 from ktap.functions import KernelFunctions, kernel_functions
+from ktap.kernel import Counter
 from ktap.members import TASK, Member, Unreachable, follow
 from ktap.plan import MOST_FILTERS, Timer, Wanted, field_of, reads_record
 from ktap.predicate import Predicate, Subject, Unfit, predicate
@@ -36,13 +38,7 @@ from vm.timers import period_ns
 SYSCALLS = "syscalls"
 ELSEWHERE = ("trace_begin", "trace_end", "tick-")
 """Probes that the run loop serves itself."""
-LATER = {
-    "probe": "functions of the kernel",
-    "ftrace": "functions by filter",
-    "watch": "hardware watchpoints",
-    "perf": "hardware and software counters",
-}
-"""Kinds of events that this version does not attach, and what they are."""
+COUNTERS = ("perf", "watch")
 
 
 class Request(NamedTuple):
@@ -64,6 +60,7 @@ class Target(NamedTuple):
     arguments: Tuple[Argument, ...] = ()
     spot: Optional[Spot] = None
     recipe: Optional[Recipe] = None
+    counter: Optional[Counter] = None
     called: Optional[Called] = None
 
     @property
@@ -171,13 +168,10 @@ class Resolver:
         kind, colon, rest = text.partition(":")
         if colon and kind in CALL_EVENTS and not is_user(kind, rest):
             return self._calls(text, probe, wanted)
+        if colon and kind in COUNTERS:
+            return self._counter(text, probe)
         if colon and is_user(kind, rest):
             return self._user(text, probe, wanted)
-        if colon and kind in LATER:
-            self._status = 3
-            instead = "tracepoints (sched:sched_switch), raw tracepoints (raw:…) and timers can be traced"
-            self._problem(probe.span, f"`{kind}:` events ({LATER[kind]}) are not in this version of ktap", instead)
-            return []
         if text.startswith("profile-"):
             return self._profile(text, probe.span)
         if colon and kind == "raw":
@@ -233,6 +227,18 @@ class Resolver:
             arguments = types.raw_tracepoint(name.name) if types is not None else ()
             keys.append(self._one(Target(RAW, f"raw:{name.name}", name.name, arguments=arguments or ())))
         return keys
+
+    def _counter(self, text: str, probe: Probe) -> List[Key]:
+        """A counter, or a watchpoint."""
+        try:
+            found = find_counter(text, self._kernel.machine)
+        except NoCounter as error:
+            self._status = max(self._status, error.status)
+            self._problem(probe.span, str(error), error.hint)
+            return []
+        record = found.record
+        target = Target(COUNTER, found.label, found.name, record.format, recipe=record.recipe, counter=found.counter)
+        return [self._one(target)]
 
     def _user(self, text: str, probe: Probe, wanted: Demand) -> List[Key]:
         """Functions of programs and libraries."""
@@ -415,6 +421,7 @@ def _wanted(target: Target, requests: Sequence[Request], demands: Mapping[int, D
         target.argument_names,
         target.spot,
         target.recipe,
+        target.counter,
         target.called,
     )
 
