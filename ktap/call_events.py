@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from ktap import links
 from ktap.btf import Btf, Prototype
 from ktap.calls import CALL, CALL_RETURN, Called
 from ktap.demand import KERNEL, Demand, Expression, Number
@@ -104,7 +103,7 @@ def find_calls(text: str, condition: Optional[str], wanted: Demand, where: Where
     machine = MACHINES.get(where.machine)
     if machine is None:
         raise NoCall(f"the registers of {where.machine} are not known, so functions cannot be probed", status=3)
-    if links.probe_type() is None and not links.has_multi():
+    if not where.functions().can_be_probed():
         raise _no_probes(written)
     places = _places(written, where)
     if len(places) > where.most_probes:

@@ -12,7 +12,7 @@ from fnmatch import translate
 from functools import cache
 from typing import Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from ktap import tracefs
+from ktap import links, tracefs
 from vm.diagnostic import Refusal
 
 KALLSYMS = "/proc/kallsyms"
@@ -48,6 +48,10 @@ class KernelFunctions:
         self._text: Optional[bytes] = None
         self._blacklist: Optional[FrozenSet[str]] = None
         self._traceable: Optional[Dict[str, List[int]]] = None
+
+    def can_be_probed(self) -> bool:
+        """Whether the kernel has any way to probe them."""
+        return links.probe_type() is not None or links.has_multi()
 
     def addresses(self, names: Iterable[str]) -> Mapping[str, List[int]]:
         """Where functions begin: several places for a name that several files have for functions of their own."""

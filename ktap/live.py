@@ -19,7 +19,7 @@ import time
 from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from compiler.lower.flat import Refused
-from ktap import attach, kernel
+from ktap import attach, kernel, links
 from ktap.attach import Program as Loaded
 from ktap.captured import IN_INTERRUPT, READ, TextOf, make_event
 from ktap.demand import USER, Demand
@@ -349,6 +349,10 @@ class LiveSource:
             missed = kernel.program_info(program.fd).misses
             if missed:
                 found.append(Loss("fired while the same program ran", program.label, missed))
+        for label, link in self._attachment.multi:
+            missed = links.multi_misses(link)
+            if missed:
+                found.append(Loss("fired while the kernel was tracing already", label, missed))
         return found
 
     def close(self) -> None:

@@ -55,7 +55,13 @@ def live_source(
 
     host = machine.host
     helpers = live.Helpers(format_text, tables_of(machine), host.kernel_address, host.kernel_symbol, types_of(machine))
-    kernel = Kernel(tracefs.find, os.uname().machine, kernel_types)
+    kernel = Kernel(
+        tracefs.find,
+        os.uname().machine,
+        kernel_types,
+        unsafe=options.unsafe,
+        most_probes=machine.limits.probes,
+    )
     lowering = None if options.record is not None else lowering_of(machine, options)
     return live.LiveSource(machine.program, settings, helpers, kernel, say, lowering)
 

@@ -39,6 +39,7 @@ from ktap.captured import (
 )
 from ktap.event_format import DATA_LOC, INTEGER, POINTER, TEXT, EventFormat, Field
 from ktap.event_format import cut as up_to_nul
+from ktap.functions import KernelFunctions
 from ktap.layout import Slot
 from ktap.needs import needs, symbols_of
 from ktap.plan import Captured, captured, probes_of
@@ -88,6 +89,13 @@ class Names:
         return None
 
 
+class Functions(KernelFunctions):
+    """The invented kernel was built without kprobes."""
+
+    def can_be_probed(self) -> bool:
+        return False
+
+
 class Types:
     """What the invented kernel has for BTF."""
 
@@ -114,7 +122,7 @@ class SyntheticSource:
         self.probes: Sequence[Probe] = ()
         self.demands: Mapping[int, demand.Demand] = {}
         self.symbols: Mapping[str, int] = {}
-        self.kernel = Kernel(lambda: Tracefs(str(TRACEFS)), "x86_64", Types)
+        self.kernel = Kernel(lambda: Tracefs(str(TRACEFS)), "x86_64", Types, Functions)
         self.events: list[Captured] = []
         self.points: list[tuple[Event, tuple[int, ...]]] = []
         self.records: list[tuple[object, ...]] = []

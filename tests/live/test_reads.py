@@ -278,15 +278,6 @@ def test_members_that_are_not_there(event: str, expression: str, message: str, h
     assert diagnostic.span is not None and diagnostic.span.column == len(f"trace {event} {{ print(") + 1
 
 
-@pytest.mark.parametrize("event", ["probe:vfs_read", "sdt:/bin/true:x:y", "ftrace:function", "watch:0x10:8:w", "perf:cpu-cycles:1000"])  # fmt: skip
-def test_events_of_other_kinds_are_refused_with_what_there_is(event: str) -> None:
-    with pytest.raises(Refusal) as caught:
-        trace(f"trace {event} {{ }}", duration_s=0.1)
-    assert caught.value.status == 3
-    assert "not in this version" in caught.value.diagnostics[0].message
-    assert "tracepoints" in str(caught.value.diagnostics[0].hint)
-
-
 def test_all_that_is_wrong_is_told_at_once() -> None:
     script = (
         "trace sched:sched_swich { }\ntrace nothing:* { }\ntrace sched:sched_switch /prev_pdi == 1/ { print(args.x) }"
