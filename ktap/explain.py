@@ -164,10 +164,11 @@ def groups(events: Sequence[Captured], machine: str) -> Iterator[Tuple[str, str,
     numbered = list(enumerate(events))
     for context, label in ((SYSCALL_ENTER, "sys_enter"), (SYSCALL_EXIT, "sys_exit")):
         for layer in attach.layers([pair for pair in numbered if pair[1].wanted.context == context]):
-            cases = tuple(dict.fromkeys(event.case for _, event in layer))
+            cases: List[Case] = []
+            cases += (event.case for _, event in layer if event.case not in cases)
             if any(case.late for case in cases):
-                yield RETURN, "sys_exit", cases
-            yield context, label, cases
+                yield RETURN, "sys_exit", tuple(cases)
+            yield context, label, tuple(cases)
     for event in events:
         context = context_of(event, machine)
         if context not in (SYSCALL_ENTER, SYSCALL_EXIT):
@@ -301,8 +302,9 @@ def statement_lines(program: Program, functions: Sequence[int], heading: int) ->
     """The lines that have code of functions, but for that of the probe."""
     found: Set[int] = set()
     for number in functions:
-        found.update(span.line for span in program.functions[number].spans)
-    return sorted(line for line in found if line != heading and source_line(program, line) not in ("", "}"))
+        function = program.functions[number]
+        found.update(span.line for span in function.spans[:-1])  # the last one returns, at what follows
+    return sorted(line for line in found if line != heading)
 
 
 def sent_lines(found: Survey, functions: Sequence[int]) -> Set[int]:

@@ -124,7 +124,8 @@ class Machine(Apart):
         """The event whose handler runs, None outside of one."""
         self.probes: List[Probe] = []
         self.handlers: List[FunctionType] = []
-        self.codes: Dict[CodeType, Tuple[int, Translation]] = {}
+        self.codes: Dict[int, Tuple[int, Translation]] = {}
+        """By id of the code object: those of functions that are alike are equal."""
         """Of each translated function: its number and its translation."""
         self.in_main = False
         self.unhurried = False
@@ -151,7 +152,7 @@ class Machine(Apart):
             made = self.names[name]
             assert isinstance(made, FunctionType)
             code = next(constant for constant in made.__code__.co_consts if isinstance(constant, CodeType))
-            self.codes[code] = number, translation
+            self.codes[id(code)] = number, translation
             closure: FunctionType = made(*boxes)
             return closure
 
@@ -159,7 +160,7 @@ class Machine(Apart):
 
     def function_number(self, function: object) -> Optional[int]:
         """Which function of the program a closure is of; None for a builtin and anything else."""
-        known = self.codes.get(function.__code__) if isinstance(function, FunctionType) else None
+        known = self.codes.get(id(function.__code__)) if isinstance(function, FunctionType) else None
         return None if known is None else known[0]
 
     # -- what translated code calls -----------------------------------------------------------
@@ -390,7 +391,7 @@ class Machine(Apart):
 
     def frame(self, frame: FrameType, line: int) -> Iterator[Frame]:
         """The place a frame of Python stands for, if it runs translated code."""
-        known = self.codes.get(frame.f_code)
+        known = self.codes.get(id(frame.f_code))
         if known is not None:
             function = self.program.functions[known[0]]
             yield Frame(function.name, function.spans[known[1].places[line - 1]])
@@ -410,7 +411,7 @@ class Machine(Apart):
         yield from self.handlers
         frame: Optional[FrameType] = _getframe(1)
         while frame is not None:
-            if frame.f_code in self.codes:
+            if id(frame.f_code) in self.codes:
                 yield from frame.f_locals.values()
             frame = frame.f_back
 
