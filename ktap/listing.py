@@ -14,6 +14,8 @@ from vm import c_types
 from vm.diagnostic import Diagnostic, Refusal
 
 RAW = "raw:"
+OF_PLACES = ("probe:", "sdt:", "perf:")
+"""Events that are looked for in files, or by asking the kernel for them."""
 VALUES = {
     event_format.INTEGER: "integer",
     event_format.POINTER: "integer",
@@ -31,6 +33,11 @@ def list_events(pattern: str, verbose: bool) -> str:
     """
     if pattern.startswith(RAW):
         return _raw(pattern[len(RAW) :] or "*", verbose)
+    if pattern.startswith(OF_PLACES):
+        from ktap.user_listing import list_places, lists
+
+        if lists(pattern):
+            return list_places(pattern, verbose)
     mounted = tracefs.find()
     names = mounted.match(pattern)
     if not names:

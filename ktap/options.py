@@ -110,6 +110,16 @@ def read_pattern(text: str) -> str:
     return text
 
 
+def read_functions(text: str) -> str:
+    """A program or a library: all its functions."""
+    return f"probe:{text}:*"
+
+
+def read_markers(text: str) -> str:
+    """The same: all its static markers."""
+    return f"sdt:{text}:*"
+
+
 RUNS = ("run", "simple")
 SCRIPTS = ("run", "bytecode", "compile", "dump", "explain")
 MADE = (*RUNS, "dump", "explain")
@@ -140,13 +150,23 @@ FLAGS: tuple[Flag, ...] = (
     Flag(("-s", "--simple"), "", "", "print events as they come: ktap -s [EVENT ...] [-- CMD]", action="simple"),
     Flag(("-b", "--bytecode"), "", "", "print the script's bytecode and end", ("bytecode",), action="bytecode"),
     Flag(("-le",), "[GLOB]", "pattern", "list events and end", ("list",), read_pattern, "list"),
+    Flag(
+        ("-lf",),
+        "DSO",
+        "pattern",
+        "list the functions of a program or library and end",
+        ("list",),
+        read_functions,
+        "list",
+    ),
+    Flag(("-lm",), "DSO", "pattern", "list its static markers and end", ("list",), read_markers, "list"),
     Flag(("--record",), "FILE", "record", "keep the events that the script's probes see in FILE"),
     Flag(("--replay",), "FILE", "replay", "take events from such a FILE, not from this machine"),
     Flag(("--buffer",), "KIND", "buffer", "how events leave the kernel: perf, ring or auto", MADE, one_of(BUFFERS)),
     Flag(("--tier",), "TIER", "tier", "where handlers run: vm, kernel or auto", RUNS, one_of(TIERS)),
     Flag(("--buffer-bytes",), "SIZE", "buffer_bytes", "size of each processor's buffer", MADE, read_size),
     Flag(("--fail-on-loss",), "", "fail_on_loss", "exit status 4 when anything was lost"),
-    Flag(("--unsafe",), "", "unsafe", "let the script call system() and signal()"),
+    Flag(("--unsafe",), "", "unsafe", "let the script call system() and signal(), and probe any place in a program"),
     Flag(("--stage",), "STAGE", "stage", f"what dump prints: {', '.join(STAGES)}", ("dump",), one_of(STAGES)),
     Flag(("--strip",), "", "strip", "leave the script's text out of the compiled file", ("compile",)),
     Flag(("-V", "--version"), "", "", "print the version and end", ("version",), action="version"),

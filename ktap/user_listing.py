@@ -1,0 +1,72 @@
+"""`ktap list` of functions (`probe:/lib/x.so:mall*`), static markers (`sdt:/path:*`) and counters (`perf:*`)."""
+
+from __future__ import annotations
+
+import os
+from typing import Iterable, List
+
+from ktap.counters import available
+from ktap.demangle import demangle
+from ktap.markers import find_markers, marker_arguments
+from ktap.registers import MACHINES
+from ktap.user_functions import MARKERS, Found, NoEvent, Written, find_functions, is_user, open_target, take_apart
+from vm.diagnostic import Diagnostic, Refusal
+
+COUNTERS = "perf"
+KINDS = ("probe", MARKERS, COUNTERS)
+
+
+def lists(pattern: str) -> bool:
+    """Whether a pattern is one of this module's."""
+    kind, _, rest = pattern.partition(":")
+    return kind == COUNTERS or (kind in KINDS and is_user(kind, rest))
+
+
+def list_places(pattern: str, verbose: bool) -> str:
+    """One a line; `verbose` adds where each is. Raises Refusal."""
+    kind, _, rest = pattern.partition(":")
+    try:
+        if kind == COUNTERS:
+            return "".join(_matching_counters(rest or "*"))
+        written = take_apart(pattern if ":" in rest else f"{pattern}:*")
+        lines = _markers(written, verbose) if kind == MARKERS else _functions(written, verbose)
+        return "".join(f"{line}\n" for line in lines)
+    except NoEvent as error:
+        raise Refusal([Diagnostic("ktap", None, str(error), error.hint)], status=1) from error
+
+
+def _matching_counters(pattern: str) -> Iterable[str]:
+    from fnmatch import filter as matching
+
+    found = matching(available(), pattern)
+    if not found:
+        raise NoEvent(f"no counter of this machine matches `{pattern}`", "ktap list 'perf:*' shows them")
+    return (f"perf:{name}\n" for name in found)
+
+
+def _functions(written: Written, verbose: bool) -> List[str]:
+    binary = open_target(written.target)
+    found = find_functions(written, unsafe=False)
+    symbols = {function.offset: function.name for function in binary.functions}
+    return [_function(written.target, one, symbols.get(one.spot.offset, ""), verbose) for one in sorted(found)]
+
+
+def _function(target: str, found: Found, symbol: str, verbose: bool) -> str:
+    line = f"probe:{target}:{found.name}"
+    if not verbose:
+        return line
+    mangled = f"  {symbol}" if demangle(symbol) == found.name != symbol else ""
+    return f"{line}  {found.spot.offset:#x}{mangled}"
+
+
+def _markers(written: Written, verbose: bool) -> List[str]:
+    binary, machine = open_target(written.target), MACHINES.get(os.uname().machine)
+    lines = []
+    for marker in find_markers(written):
+        arguments = marker_arguments(marker, binary, machine) if machine is not None else []
+        names = " ".join(argument.name for argument, readable in arguments if readable)
+        lines.append(f"sdt:{written.target}:{marker.provider}:{marker.name} {names}".rstrip())
+        if verbose:
+            place = f"    at {marker.spot.offset:#x}" + (" with a semaphore" if marker.spot.semaphore else "")
+            lines.append(f"{place}: {marker.arguments}" if marker.arguments else place)
+    return lines
