@@ -17,6 +17,16 @@ WORDS = {
     "do": "the block of a loop stands in { }",
     "end": "a block ends with '}'",
     "begin": "did you mean 'trace_begin'?",
+    "BEGIN": "did you mean 'trace_begin'?",
+    "END": "did you mean 'trace_end'?",
+    "kprobe": "write trace probe:NAME { }",
+    "kretprobe": "write trace probe:NAME%return { }",
+    "uprobe": "write trace probe:/PATH:NAME { }",
+    "uretprobe": "write trace probe:/PATH:NAME%return { }",
+    "usdt": "write trace sdt:/PATH:PROVIDER:NAME { }",
+    "tracepoint": "write trace GROUP:EVENT { }",
+    "rawtracepoint": "write trace raw:NAME { }",
+    "interval": "write tick-1s { }",
     "fn": "did you mean 'function'?",
     "func": "did you mean 'function'?",
     "fun": "did you mean 'function'?",
@@ -48,6 +58,8 @@ SIGNS = {
     "->": "a member is read with '.'",
     "?": "there is no ?: operator; use 'c && a || b'",
     ":": "there are no methods; call t.f(t)",
+    "@": "no sign marks a variable; write t[k]",
+    "$": "no sign marks a variable; write var x = 1",
     "`": "a kernel symbol is written `name`",
     "[[": "']]' is missing",
 }
@@ -186,6 +198,8 @@ def _of_text(mistake: Mistake, text: str, kind: str) -> Optional[str]:
         return _of_expected(mistake)
     if text == "=" and LONE_TARGET.fullmatch(mistake.line_before):
         return _of_assignment(mistake)
+    if text == ":":
+        return _of_first_word(mistake) or SIGNS[text]
     return SIGNS.get(text) or WORDS.get(text) or _of_line(mistake, text)
 
 
@@ -223,12 +237,18 @@ def _of_line(mistake: Mistake, text: str) -> Optional[str]:
     """The hint that the line gives: its end, a keyword in it, or how it begins."""
     if mistake.is_fresh:
         return (_of_opening(mistake) if _is_in_brackets(mistake) else None) or _of_expected(mistake)
-    first = FIRST_WORD.match(mistake.line_before)
-    if first is not None and first[1] in WORDS and first[1] not in KEYWORDS:
-        return WORDS[first[1]]
+    foreign = _of_first_word(mistake)
+    if foreign is not None:
+        return foreign
     if text in KEYWORDS and "NAME" in mistake.expected:
         return f"'{text}' is a keyword"
     return _of_expected(mistake)
+
+
+def _of_first_word(mistake: Mistake) -> Optional[str]:
+    """The hint for a line that begins with a word of another language."""
+    first = FIRST_WORD.match(mistake.line_before)
+    return WORDS.get(first[1]) if first is not None and first[1] not in KEYWORDS else None
 
 
 def _of_expected(mistake: Mistake) -> Optional[str]:

@@ -26,6 +26,22 @@ PATHS = frozenset(("args", "curtask"))
 """Names of the event that carry a path of members."""
 PRESET = frozenset(("arg",))
 """Globals that are set before the main chunk runs: the script's arguments."""
+FOREIGN = {
+    "comm": "the name of the running task is `execname`",
+    "tgid": "the process is `pid`, the thread `tid`",
+    "func": "the name of the probe is `probename`",
+    "probe": "the name of the probe is `probename`",
+    "timestamp": "the time of the event is `nsecs`",
+    "kstack": "write stack()",
+    "str": "write user_string(p) or kernel_string(p)",
+    "copyinstr": "write user_string(p)",
+    "kstr": "write kernel_string(p)",
+    "clear": "write delete(t)",
+    "zero": "write delete(t)",
+    "quantize": "write t[k] <<< v, and hist(t)",
+    "lquantize": "write t[k] <<< v, and lhist(t, low, high, step)",
+}
+"""By a name that other tracers give to something, what to write."""
 SHORT = 2
 """A name of so few letters is like too many others to be taken for a slip."""
 
@@ -232,6 +248,7 @@ class Names:
         self.told.add(use.name)
         near = self._near(use)
         hint = f"did you mean `{near}`?" if near is not None else self._elsewhere(use.name)
+        hint = FOREIGN.get(use.name, hint)
         if use.call is not None and len(use.chain) == 1:
             self._tell(use.span, f"unknown function `{use.name}`", hint)
         elif use.looked_into or len(use.chain) > 1 or (near is not None and _is_slip(use.name, near)):

@@ -239,7 +239,7 @@ class Machine(Apart):
         text = name.decode("utf-8", "surrogateescape")
         address = self.host.kernel_address(text)
         if address is None:
-            raise Fault("symbol", f"no kernel symbol `{text}`", "reading /proc/kallsyms takes root")
+            raise Fault("symbol", f"no kernel symbol `{text}`", "names are those of /proc/kallsyms, which tells addresses to root only")
         return wrap(address)
 
     def set_probe(self, event: bytes, filter: Optional[bytes], handler: object) -> None:

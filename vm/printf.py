@@ -81,8 +81,10 @@ def parse_conversion(text: bytes, start: int) -> tuple[Conversion, int]:
     while text[place : place + 1] and text[place] in b"hlqjzt":
         place += 1
     length = text[length_start:place]
-    written = text[start : place + 1].decode("latin-1")
     letter = text[place : place + 1].decode("latin-1")
+    written = text[start : place + 1].decode("latin-1")
+    if not letter.isprintable():
+        written = written.encode("unicode_escape").decode("ascii")
     if not letter:
         raise Fault("format", f"`{written}` at the end of a format is no whole conversion", "write `%%` for a percent")
     if letter in "eEfFgGaA":

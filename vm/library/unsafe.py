@@ -34,8 +34,10 @@ def signal(machine: Machine, depth: int, number: int, pid: Optional[int] = None)
     """send a signal to the event's process or to pid; only with --unsafe"""
     demand(machine, "signal")
     target = event_pid(machine) if pid is None else pid
-    if target is None or target < 1:
-        raise Fault("argument", f"signal: process {target} cannot be meant", "give it a pid")
+    if target is None:
+        raise Fault("argument", "signal: outside of an event it needs a pid")
+    if target < 1:
+        raise Fault("argument", f"signal: no process has the number {target}")
     try:
         machine.host.send_signal(target, number)
     except (OSError, ValueError, OverflowError) as error:

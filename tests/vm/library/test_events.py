@@ -215,8 +215,8 @@ def test_signal() -> None:
     with pytest.raises(Fault, match="signal: no such signal"):
         machine.run("signal", 99)
     for pid in (0, -1):
-        with pytest.raises(Fault, match=f"signal: process {pid} cannot be meant"):
+        with pytest.raises(Fault, match=f"signal: no process has the number {pid}"):
             machine.run("signal", 9, pid)
     machine.event = None
-    with pytest.raises(Fault, match="signal: process None cannot be meant"):
+    with pytest.raises(Fault, match="signal: outside of an event it needs a pid"):
         machine.run("signal", 9)
