@@ -59,7 +59,9 @@ def run(row: Row, buffer: str) -> str:
     used = end.children_user + end.children_system - begin.children_user - begin.children_system - float(found[2])
     handled = CALLS * (2 if "sys_*_" in row.script else 1) - lost
     held = f"{row.least:>10,}" if row.least else ""
-    return f"{row.name:<26}{buffer:<6}{handled / float(found[1]):>12,.0f}{lost:>12,}{used / handled * 1e9:>10,.0f}{held}"
+    return (
+        f"{row.name:<26}{buffer:<6}{handled / float(found[1]):>12,.0f}{lost:>12,}{used / handled * 1e9:>10,.0f}{held}"
+    )
 
 
 def main() -> None:
