@@ -9,7 +9,18 @@ from __future__ import annotations
 
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from compiler.lower.flat import Block, Branch, Constant, FlatHandler, Jump, NotLowered, Operand, Operation, Variable
+from compiler.lower.flat import (
+    Block,
+    Branch,
+    Constant,
+    FlatHandler,
+    Jump,
+    NotLowered,
+    Operand,
+    Operation,
+    Variable,
+    ordered,
+)
 from compiler.lower.infer import Facts, Typing
 from compiler.lower.layouts import StatsLayout
 from compiler.lower.partition import Addition, Plan, VariableHome, additions
@@ -102,7 +113,7 @@ class Emitter:
             self.rounds = self.texts.room(8)
             self.w.store(8, 0, self.rounds)
         self.w.goto(self.label(0))
-        for number in self._order():
+        for number in ordered(self._targets):  # so that a definition comes before what it dominates
             self.w.label(self.label(number))
             self._block(self.flat.blocks[number], number)
         self.texts.open_room(mark, self.end)
@@ -110,21 +121,6 @@ class Emitter:
     def label(self, block: int) -> str:
         """The label of a block."""
         return f"{self.prefix}{block}"
-
-    def _order(self) -> List[int]:
-        """Blocks that can be reached, a definition always before what it dominates: by depth-first postorder, reversed."""
-        seen: Dict[int, bool] = {}
-        order: List[int] = []
-
-        def visit(number: int) -> None:
-            seen[number] = True
-            for target in reversed(self._targets(number)):
-                if target not in seen:
-                    visit(target)
-            order.append(number)
-
-        visit(0)
-        return order[::-1]
 
     def _targets(self, number: int) -> List[int]:
         block = self.flat.blocks[number]

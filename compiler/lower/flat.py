@@ -7,7 +7,7 @@ are named by what they are and not by where a function finds them.
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from vm.program import Span
 
@@ -20,6 +20,15 @@ class NotLowered(Exception):
         self.span = span
         self.reason = reason
         self.remedy = remedy
+
+
+class Refused(Exception):
+    """A handler of the group cannot be lowered; the others may be, without it."""
+
+    def __init__(self, handler: int, why: NotLowered) -> None:
+        super().__init__(why.reason)
+        self.handler = handler
+        self.why = why
 
 
 class Variable(NamedTuple):
@@ -139,6 +148,57 @@ def successors(terminator: Terminator) -> Tuple[int, ...]:
     if isinstance(terminator, Branch):
         return (terminator.then, terminator.otherwise)
     return ()
+
+
+def order(blocks: Sequence[Block]) -> List[int]:
+    """The blocks that can be reached, each before those it leads to but by a loop's way back."""
+    return ordered(lambda number: successors(blocks[number].terminator))
+
+
+def ordered(following_of: Callable[[int], Sequence[int]]) -> List[int]:
+    """The same where it is given which blocks can follow one."""
+    found: List[int] = []
+    seen = {0}
+    path = [(0, iter(reversed(following_of(0))))]
+    while path:
+        number, following = path[-1]
+        target = next((t for t in following if t not in seen), None)
+        if target is None:
+            found.append(number)
+            path.pop()
+        else:
+            seen.add(target)
+            path.append((target, iter(reversed(following_of(target)))))
+    return found[::-1]
+
+
+def live(blocks: Sequence[Block]) -> List[FrozenSet[int]]:
+    """For every block, the registers whose values at its start are used."""
+    needs: List[Set[int]] = []
+    writes: List[Set[int]] = []
+    for block in blocks:
+        needed: Set[int] = set()
+        written: Set[int] = set()
+        for operation in block.operations:
+            needed.update(a for a in operation.arguments if isinstance(a, int) and a not in written)
+            if operation.target is not None:
+                written.add(operation.target)
+        end = block.terminator
+        if isinstance(end, Branch) and isinstance(end.condition, int) and end.condition not in written:
+            needed.add(end.condition)
+        needs.append(needed)
+        writes.append(written)
+    found: List[FrozenSet[int]] = [frozenset()] * len(blocks)
+    backwards = order(blocks)[::-1]
+    changed = True
+    while changed:
+        changed = False
+        for number in backwards:
+            behind = frozenset().union(*(found[target] for target in successors(blocks[number].terminator)))
+            now = frozenset(needs[number] | (behind - writes[number]))
+            changed |= now != found[number]
+            found[number] = now
+    return found
 
 
 def show(handler: FlatHandler) -> str:

@@ -7,7 +7,8 @@ stays in the VM.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Set, Tuple
+from heapq import heappop, heappush
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from compiler.lower.flat import (
     Block,
@@ -17,7 +18,10 @@ from compiler.lower.flat import (
     NotLowered,
     Operand,
     Operation,
+    Refused,
     Variable,
+    live,
+    order,
     successors,
 )
 from compiler.lower.signature import SIGNATURES, STATES, state_name
@@ -110,15 +114,6 @@ class Facts:
         self.variables[variable] = wider
 
 
-class Refused(Exception):
-    """A handler of the group cannot be lowered; the others may be, without it."""
-
-    def __init__(self, handler: int, why: NotLowered) -> None:
-        super().__init__(why.reason)
-        self.handler = handler
-        self.why = why
-
-
 def infer(
     handlers: Mapping[int, FlatHandler],
     event_types: Mapping[int, EventType],
@@ -155,18 +150,21 @@ class Typing:
         self.event_type, self.initial = event_type, initial
 
     def run(self) -> Dict[int, State]:
-        """Types at the entry of every block that can be reached."""
+        """Types at the entry of every block that can be reached, of the registers that are used in it or behind it."""
+        blocks = self.handler.blocks
+        ranks = {number: rank for rank, number in enumerate(order(blocks))}
+        used = live(blocks)
         entries: Dict[int, State] = {0: {}}
-        todo: List[int] = [0]
+        todo = [(0, 0)]
         while todo:
-            number = todo.pop()
-            block = self.handler.blocks[number]
-            for target, state in self.leave(block, dict(entries[number])):
+            _, number = heappop(todo)
+            for target, state in self.leave(blocks[number], dict(entries[number])):
                 before = entries.get(target)
-                after = state if before is None else _join_states(before, state)
+                after = {r: join(state.get(r, NIL), before.get(r, NIL) if before else NOTHING) for r in used[target]}
                 if after != before:
                     entries[target] = after
-                    todo.append(target)
+                    if (ranks[target], target) not in todo:
+                        heappush(todo, (ranks[target], target))
         return entries
 
     def leave(self, block: Block, state: State) -> List[Tuple[int, State]]:
@@ -401,11 +399,6 @@ class Typing:
         if not types[0].is_only("stats", "nil") or not types[1].is_only("integer"):
             raise NotLowered(operation.span, f"adds a sample that may be {types[1]} to what may be {types[0]}")
         return STATS
-
-
-def _join_states(one: State, other: State) -> State:
-    registers: FrozenSet[int] = frozenset(one) | frozenset(other)
-    return {r: join(one.get(r, NIL), other.get(r, NIL)) for r in registers}
 
 
 def _defining(block: Block, register: int) -> Optional[Operation]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
-from compiler.lower.flat import Branch, FlatHandler, NotLowered, Operand, Operation, Variable
+from compiler.lower.flat import Branch, FlatHandler, NotLowered, Operand, Operation, Refused, Variable
 from compiler.lower.flatten import flatten
-from compiler.lower.infer import VALUE_KINDS, Access, EventType, Facts, Refused, TableFacts, Typing, infer
+from compiler.lower.infer import VALUE_KINDS, Access, EventType, Facts, TableFacts, Typing, infer
 from compiler.lower.interrupts import EVENTS_OF_THREAD, SERIALIZED_BY_RUN_QUEUE, can_nest
 from compiler.lower.layouts import MOST_KEY_BYTES, key_bytes
 from compiler.lower.reach import Reach

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 from typing import Dict, FrozenSet, List, Mapping, Tuple
 
-from compiler.lower.flat import Block, Branch, FlatHandler, Operand, Operation, successors
+from compiler.lower.flat import Block, Branch, Constant, FlatHandler, Operand, Operation, live, order, successors
+from vm.program import Span
 
 Place = Tuple[int, int]
-"""A definition: block and position of the operation; (-1, register) for what a register holds at the start."""
+"""A definition: block and position of the operation; (-1, register) where there is none."""
+NOWHERE = Span(1, 1, 1, 1)
 
 Reaching = Dict[int, FrozenSet[Place]]
 
 
 def split(handler: FlatHandler) -> FlatHandler:
     """The same code with a register of its own for every web."""
+    first = handler.blocks[0]
+    unset = sorted(live(handler.blocks)[0])
+    first.operations[:0] = [Operation("MOVE", r, (Constant(None),), NOWHERE) for r in unset]
     entries = _reaching(handler.blocks)
     webs = _Union()
     for number, block in enumerate(handler.blocks):
@@ -40,21 +45,22 @@ def split(handler: FlatHandler) -> FlatHandler:
 def _reaching(blocks: Tuple[Block, ...]) -> List[Reaching]:
     """The definitions that reach the entry of every block."""
     entries: List[Reaching] = [{} for _ in blocks]
-    todo = [0]
-    seen = {0}
-    while todo:
-        number = todo.pop()
-        leaving = dict(entries[number])
-        for place, operation in enumerate(blocks[number].operations):
-            if operation.target is not None:
-                leaving[operation.target] = frozenset({(number, place)})
-        for target in successors(blocks[number].terminator):
-            before = entries[target]
-            after = {r: before.get(r, frozenset()) | leaving.get(r, frozenset()) for r in {*before, *leaving}}
-            if after != before or target not in seen:
-                seen.add(target)
-                entries[target] = after
-                todo.append(target)
+    used = live(blocks)
+    ways = order(blocks)
+    changed = True
+    while changed:
+        changed = False
+        for number in ways:
+            leaving = dict(entries[number])
+            for place, operation in enumerate(blocks[number].operations):
+                if operation.target is not None:
+                    leaving[operation.target] = frozenset({(number, place)})
+            for target in successors(blocks[number].terminator):
+                before = entries[target]
+                after = {r: before.get(r, frozenset()) | leaving.get(r, frozenset()) for r in used[target]}
+                if after != before:
+                    entries[target] = after
+                    changed = True
     return entries
 
 
