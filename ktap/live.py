@@ -369,6 +369,8 @@ class LiveSource:
         if self._buffer is not None:
             self._buffer.close()
             self._buffer = None
+        if self._lowering is not None:
+            self._lowering.close()
 
 
 def without_interrupt(demand: Demand) -> Demand:
