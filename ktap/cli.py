@@ -128,8 +128,11 @@ def dump(options: Options) -> int:
     from compiler.parse import parse as parse_script
     from compiler.show import show
     from ktap.session import read_source
+    from vm.image import is_image
 
     name, data = read_source(options)
+    if is_image(data):
+        raise refuse(f"{name} is compiled and has no syntax tree", "dump --stage bytecode shows what it has")
     return say(show(parse_script(data, name).script))
 
 
@@ -142,13 +145,19 @@ def explain(options: Options) -> int:
 
 def compile_script(options: Options) -> int:
     """`ktap compile`: write a script's bytecode to a file."""
-    from ktap.session import load
+    from ktap.session import load, spare_inputs
     from vm.image import dump as dump_image
 
+    spare_inputs(options)
     program = load(options)
     image = dump_image(program._replace(source=None) if options.strip else program)
-    with open(options.output or "", "wb") as file:
-        file.write(image)
+    output = options.output or ""
+    try:
+        with open(output, "wb") as file:
+            file.write(image)
+    except OSError as error:
+        tell(f"ktap: cannot write {output}: {error.strerror}")
+        return 1
     return 0
 
 

@@ -38,6 +38,7 @@ def run_script(options: Options) -> int:
     """Run a script as the options say and return the exit status. Raises Refusal."""
     if options.action == "simple":
         options = options._replace(action="run", code=simple_script(options))
+    spare_inputs(options)
     program = load(options)
     if options.verbose:
         instructions = sum(len(function.code) for function in program.functions)
@@ -75,6 +76,15 @@ def read_source(options: Options) -> tuple[str, bytes]:
             return path, file.read()
     except OSError as error:
         raise refuse(f"cannot read {describe(error)}") from None
+
+
+def spare_inputs(options: Options) -> None:
+    """Refuse to write over what is read. Raises Refusal (status 2)."""
+    for written in (options.output, options.record):
+        for read in (options.script, options.replay):
+            with suppress(OSError):
+                if written and read and os.path.isfile(read) and os.path.samefile(written, read):
+                    raise refuse(f"{written} would be written over", "it is what this run reads; choose another name")
 
 
 def load(options: Options) -> Program:

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import TYPE_CHECKING, Callable, Optional, Sequence, cast
 
 from ktap import live, tracefs
 from ktap.btf import kernel_types
 from ktap.demand import Demand
 from ktap.event_format import EventFormat
-from ktap.options import Options
-from ktap.print_format import Formatter, event_text
+from ktap.kernel import online_cpus
+from ktap.options import Options, refuse
 from ktap.resolve import Kernel
-from ktap.symbols import LiveNames
-from vm.library.foreign import declarations
 from vm.machine import Machine
 from vm.values import Table
 
 if TYPE_CHECKING:
     from ktap.lowered import Lowering
     from ktap.pointer_format import KernelNames
+    from ktap.print_format import Formatter
     from ktap.recorder import RecordingSource
     from ktap.replay import ReplaySource
     from vm.declaration import Declarations
     from vm.library.builtin import Machine as LibraryMachine
+
+
+def check_scope(options: Options) -> None:
+    """Refuse a process or a processor that is not there: nothing would ever be traced. Raises Refusal (status 2)."""
+    if options.pid is not None and not os.path.exists(f"/proc/{options.pid}"):
+        raise refuse(f"-p {options.pid}: there is no such process")
+    if options.cpu is not None and options.cpu not in online_cpus():
+        online = ", ".join(map(str, online_cpus()))
+        raise refuse(f"-C {options.cpu}: there is no such processor", f"online are {online}")
 
 
 def live_source(
@@ -38,6 +47,7 @@ def live_source(
 
     `attaching`: see live.Options. Raises Refusal.
     """
+    check_scope(options)
     pids = tuple(pid for pid in (options.pid, child) if pid is not None)
     settings = live.Options(
         options.buffer,
@@ -48,10 +58,11 @@ def live_source(
         also or Demand(),
         attaching,
     )
-    names = live_names()
 
     def format_text(event: EventFormat) -> Formatter:
-        return event_text(event, names, os.uname().release).show
+        from ktap.print_format import event_text
+
+        return event_text(event, live_names(), os.uname().release).show
 
     host = machine.host
     helpers = live.Helpers(format_text, tables_of(machine), host.kernel_address, host.kernel_symbol, types_of(machine))
@@ -95,8 +106,11 @@ def replay_source(machine: Machine, options: Options, say: Callable[[str], None]
     return ReplaySource(host.recording, host, probes, tables_of(machine), options.cpu, say)
 
 
+@cache
 def live_names() -> KernelNames:
     """What the text of live events asks of the kernel."""
+    from ktap.symbols import LiveNames
+
     return LiveNames(lambda: tracefs.find().root)
 
 
@@ -114,7 +128,13 @@ def tables_of(machine: Machine) -> Callable[[Sequence[int]], object]:
 
 def types_of(machine: Machine) -> Callable[[], Declarations]:
     """The C types the script knows, its own and the kernel's."""
-    return lambda: declarations(cast("LibraryMachine", machine))
+
+    def types() -> Declarations:
+        from vm.library.foreign import declarations
+
+        return declarations(cast("LibraryMachine", machine))
+
+    return types
 
 
 def lowering_of(machine: Machine, options: Options) -> Optional[Lowering]:

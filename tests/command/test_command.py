@@ -92,7 +92,34 @@ def test_a_damaged_image_is_refused(ktap: Ktap, tmp_path: Path) -> None:
 
 def test_compile_reports_a_full_disk(ktap: Ktap) -> None:
     done = ktap("compile", "-e", "print(1)", "-o", "/dev/full", status=1)
-    assert done.stderr == "ktap: No space left on device\n"
+    assert done.stderr == "ktap: cannot write /dev/full: No space left on device\n"
+
+
+def test_what_is_read_is_not_written_over(ktap: Ktap, tmp_path: Path) -> None:
+    script = tmp_path / "a.kp"
+    script.write_text("print(1)\n")
+    (tmp_path / "b.kp").symlink_to("a.kp")
+    for words in (
+        ("compile", "a.kp", "-o", "a.kp"),
+        ("compile", "a.kp", "-o", "./b.kp"),
+        ("-o", "a.kp", "a.kp"),
+        ("--record", "a.kp", "a.kp"),
+    ):
+        assert "would be written over" in ktap(*words, status=2).stderr
+    assert script.read_text() == "print(1)\n"
+
+
+def test_a_compiled_script_has_no_syntax_tree(ktap: Ktap) -> None:
+    ktap("compile", "-e", "print(1)", "-o", "a.kpc")
+    assert "has no syntax tree" in ktap("dump", "--stage", "ast", "a.kpc", status=2).stderr
+
+
+@pytest.mark.root
+@pytest.mark.live
+def test_a_process_or_processor_that_is_not_there_is_refused(ktap: Ktap) -> None:
+    trace = ("-e", "trace sched:sched_switch { }")
+    assert ktap("-p", "99999999", *trace, status=2).stderr == "ktap: -p 99999999: there is no such process\n"
+    assert "-C 4096: there is no such processor" in ktap("-C", "4096", *trace, status=2).stderr
 
 
 def test_bytecode(ktap: Ktap) -> None:
