@@ -13,8 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from compiler.bpf import Code, KernelVariable, MapFd, link
-from ktap import kernel, links, uprobes
-from ktap.calls import CALL_RETURN, TYPED, typed_recipe
+from ktap import kernel
 from ktap.capture import (
     COUNTER,
     PROFILE,
@@ -287,6 +286,8 @@ class Attachment:
 
     def _user(self, group: Sequence[Tuple[int, Captured]]) -> List[Skipped]:
         """One program for all places of a file that are captured alike; those that the kernel did not take."""
+        from ktap import uprobes
+
         wanted, case = group[0][1].wanted, group[0][1].case
         values = self._record_values(case)
         fd = self._program(kernel.KPROBE, wanted.context, wanted.name, (case,), values, uprobes.attach_type())
@@ -308,6 +309,9 @@ class Attachment:
 
     def _typed(self, number: int, event: Captured) -> bool:
         """Whether a function of the kernel could be given a program that knows its arguments."""
+        from ktap import links
+        from ktap.calls import TYPED, typed_recipe
+
         called, case = event.wanted.called, event.case
         if called is None or called.type_id is None or case.recipe is None or self._verified is not None:
             return False  # handlers are tried in the other program that there may be
@@ -335,6 +339,9 @@ class Attachment:
 
     def _calls(self, group: Sequence[Tuple[int, Captured]]) -> List[Skipped]:
         """One program for functions of the kernel that are captured alike; those that the kernel did not take."""
+        from ktap import links
+        from ktap.calls import CALL_RETURN
+
         wanted, case = group[0][1].wanted, group[0][1].case
         places = [
             links.Place(event.wanted.called, number) for number, event in group if event.wanted.called is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import re
 import struct
 from contextlib import suppress
@@ -65,9 +64,9 @@ def remedy(error: OSError) -> Optional[str]:
 
 
 def _architecture(table: dict[str, int], name: str) -> int:
-    number = table.get(platform.machine())
+    number = table.get(os.uname().machine)
     if number is None:
-        raise OSError(errno.ENOSYS, f"number of system call {name} is not known on {platform.machine()}", name)
+        raise OSError(errno.ENOSYS, f"number of system call {name} is not known on {os.uname().machine}", name)
     return number
 
 
@@ -445,9 +444,9 @@ def compat() -> Optional[Compat]:
     Source: asm/thread_info.h: x86 sets TS_COMPAT (2) of `status`, which has stood behind `flags` and, since
     Linux 5.11, `syscall_work`; arm64 sets TIF_32BIT (22) of `flags`.
     """
-    machine = platform.machine()
+    machine = os.uname().machine
     if machine == "x86_64":
-        major, minor = (int(part) for part in re.findall(r"\d+", platform.release())[:2])
+        major, minor = (int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
         return Compat(16 if (major, minor) >= (5, 11) else 8, 2)
     return Compat(0, 1 << 22) if machine == "aarch64" else None
 

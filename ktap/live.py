@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import struct
 import time
 from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from compiler.lower.flat import Refused
-from ktap import attach, kernel, links
+from ktap import attach, kernel
 from ktap.attach import Program as Loaded
 from ktap.captured import IN_INTERRUPT, READ, TextOf, make_event
 from ktap.demand import USER, Demand
@@ -122,6 +121,8 @@ class LiveSource:
         self._sleep_ns = SHORTEST_SLEEP_NS
         self._buffer: Optional[Buffer] = None
         self._attachment: Optional[attach.Attachment] = None
+        self.backends: Dict[str, str] = {}
+        """How functions of the kernel are reached, by event."""
         self._follower: Optional[Follower] = None
 
     # -- attaching --------------------------------------------------------------------------------
@@ -221,7 +222,7 @@ class LiveSource:
             kernel.own_process(),
             followed,
             self._options.cpu,
-            platform.machine(),
+            os.uname().machine,
             self._event_id,
             self._preempt_count,
             self._lowering,
@@ -229,6 +230,7 @@ class LiveSource:
             self._options.attaching,
         )
         self._attachment = attach.Attachment(self._buffer, common, 2 * len(events))
+        self.backends = self._attachment.backends
         skipped = self._attachment.attach(list(enumerate(events)))
         if self._lowering is not None:
             self._add_sites(events, bits)
@@ -350,7 +352,9 @@ class LiveSource:
             if missed:
                 found.append(Loss("fired while the same program ran", program.label, missed))
         for label, link in self._attachment.multi:
-            missed = links.multi_misses(link)
+            from ktap.links import multi_misses
+
+            missed = multi_misses(link)
             if missed:
                 found.append(Loss("fired while the kernel was tracing already", label, missed))
         return found

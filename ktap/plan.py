@@ -7,10 +7,9 @@ program and one record, and the filters that held are told by bits of the point'
 from __future__ import annotations
 
 from math import inf
-from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from ktap import demand
-from ktap.calls import Called
 from ktap.capture import (
     COUNTER,
     PROFILE,
@@ -35,14 +34,17 @@ from ktap.captured import (
 )
 from ktap.demand import Demand
 from ktap.event_format import INLINE, INTEGER, POINTER, RETVAL, EventFormat, Field
-from ktap.fetched import Recipe
 from ktap.filling import record_bytes
-from ktap.kernel import Counter
 from ktap.layout import Slot, aligned, fixed, integer, variable
-from ktap.members import Member
 from ktap.predicate import Predicate, looks_to, reads_process
-from ktap.user_functions import Spot
 from vm.values import wrap
+
+if TYPE_CHECKING:
+    from ktap.calls import Called
+    from ktap.fetched import Recipe
+    from ktap.kernel import Counter
+    from ktap.members import Member
+    from ktap.user_functions import Spot
 
 MOST_FILTERS = 4
 """Distinct filters of one attachment of an event: its points are 2 to that power."""
@@ -255,6 +257,7 @@ def _dynamic(event: EventFormat) -> bool:
 
 def value_places(wanted: Wanted, symbols: Mapping[str, int]) -> demand.PlaceOf:
     """Where the variables of expressions lie in this event."""
+    members = {member.path: member for member in wanted.members if not member.text and not member.bits}
 
     def place(what: Union[demand.Value, demand.Symbol]) -> Optional[demand.Expression]:
         if isinstance(what, demand.Symbol):
@@ -263,6 +266,8 @@ def value_places(wanted: Wanted, symbols: Mapping[str, int]) -> demand.PlaceOf:
         name = what.name
         if name == "curtask":
             return what
+        if name in members:
+            return demand.placed(members[name].read, place)
         if wanted.context == RAW:
             names = {f"args.{argument}": number for number, argument in enumerate(wanted.arguments) if argument}
             number = int(name[3:]) if name[3:].isdigit() else names.get(name, -1)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple, Optional, Sequence, Tuple, Union
 
-from compiler import filter as syntax
 from ktap.event_format import DATA_LOC, INLINE, INTEGER, POINTER, REL_LOC, RETVAL, TEXT, EventFormat, Field
 from ktap.glob import MOST_TEXT_BYTES, TEXT_VALUE_BYTES, Text, equal, glob_match, name_length, parse_glob
 
 if TYPE_CHECKING:
+    from compiler import filter as syntax
     from ktap.capture import Frame
 
 LONGEST_WORD = 255
@@ -112,6 +112,8 @@ class Subject(NamedTuple):
 
 def predicate(tree: syntax.Predicate, event: Subject) -> Predicate:
     """The filter for one event. Raises Unfit."""
+    from compiler import filter as syntax
+
     if isinstance(tree, syntax.Not):
         return Negated(predicate(tree.inner, event))
     if isinstance(tree, syntax.And):

@@ -6,28 +6,18 @@ named outright must be there.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from compiler.filter import FilterError, parse_filter
 from ktap import syscalls
-from ktap.btf import Argument, Btf
-from ktap.call_events import CALL_EVENTS, FTRACE, NoCall, Where, find_calls
-from ktap.calls import Called
 from ktap.capture import COUNTER, PROFILE, RAW, SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT
 from ktap.captured import IN_INTERRUPT, PARENT
-from ktap.counters import NoCounter, find_counter
 from ktap.demand import Demand, Value, join
 from ktap.event_format import EventFormat
-from ktap.fetch import FetchError
-from ktap.fetched import Recipe
 from ktap.functions import KernelFunctions, kernel_functions
-from ktap.kernel import Counter
 from ktap.members import TASK, Member, Unreachable, follow
 from ktap.plan import MOST_FILTERS, Timer, Wanted, field_of, reads_record
 from ktap.predicate import Predicate, Subject, Unfit, predicate
 from ktap.tracefs import Tracefs, TracepointName, is_glob, match_names
-from ktap.user_events import Settings, find_events
-from ktap.user_functions import NoEvent, Spot, is_user, take_apart
 from vm.c_types import Named, Pointer, Scope, Type
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Probe
@@ -35,7 +25,17 @@ from vm.limits import Limits
 from vm.program import Program, Span
 from vm.timers import period_ns
 
+if TYPE_CHECKING:
+    from ktap.btf import Argument, Btf
+    from ktap.calls import Called
+    from ktap.fetched import Recipe
+    from ktap.kernel import Counter
+    from ktap.user_functions import Spot
+
 SYSCALLS = "syscalls"
+FTRACE = "ftrace"
+PLACES = ("probe", FTRACE, "sdt")
+"""Kinds of events that are places in code. What only they, counters or filters need is imported for them alone."""
 ELSEWHERE = ("trace_begin", "trace_end", "tick-")
 """Probes that the run loop serves itself."""
 COUNTERS = ("perf", "watch")
@@ -118,6 +118,8 @@ class Resolver:
         left_out: List[str] = []
         tree = None
         if probe.filter is not None and not text.startswith(FTRACE):  # it says which functions are meant
+            from compiler.filter import FilterError, parse_filter
+
             try:
                 tree = parse_filter(probe.filter, probe.span)
             except FilterError as error:
@@ -166,12 +168,13 @@ class Resolver:
 
     def _targets_of(self, text: str, probe: Probe, wanted: Demand) -> List[Key]:
         kind, colon, rest = text.partition(":")
-        if colon and kind in CALL_EVENTS and not is_user(kind, rest):
-            return self._calls(text, probe, wanted)
+        if colon and kind in PLACES:
+            from ktap.user_functions import is_user
+
+            found = self._user if is_user(kind, rest) else self._calls
+            return found(text, probe, wanted)
         if colon and kind in COUNTERS:
             return self._counter(text, probe)
-        if colon and is_user(kind, rest):
-            return self._user(text, probe, wanted)
         if text.startswith("profile-"):
             return self._profile(text, probe.span)
         if colon and kind == "raw":
@@ -230,6 +233,8 @@ class Resolver:
 
     def _counter(self, text: str, probe: Probe) -> List[Key]:
         """A counter, or a watchpoint."""
+        from ktap.counters import NoCounter, find_counter
+
         try:
             found = find_counter(text, self._kernel.machine)
         except NoCounter as error:
@@ -242,6 +247,10 @@ class Resolver:
 
     def _user(self, text: str, probe: Probe, wanted: Demand) -> List[Key]:
         """Functions of programs and libraries."""
+        from ktap.fetch import FetchError
+        from ktap.user_events import Settings, find_events
+        from ktap.user_functions import NoEvent, take_apart
+
         settings = Settings(self._kernel.machine, self._kernel.unsafe, self._kernel.most_probes)
         try:
             found = find_events(text, settings, [*wanted.variables, probe.filter or ""])
@@ -261,6 +270,9 @@ class Resolver:
 
     def _calls(self, text: str, probe: Probe, wanted: Demand) -> List[Key]:
         """Functions of the kernel."""
+        from ktap.call_events import NoCall, Where, find_calls
+        from ktap.fetch import FetchError
+
         kernel = self._kernel
         where = Where(kernel.functions, kernel.types, kernel.machine, kernel.most_probes)
         try:
