@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import os
 import struct
+import sys
 from typing import Optional, Sequence
 
 from ktap import demand
@@ -57,7 +58,7 @@ def page_number(address: int) -> Optional[int]:
     """The number of the page that an address of this process is mapped to, None where that is not told."""
     with open("/proc/self/pagemap", "rb", buffering=0) as file:
         file.seek(address // mmap.PAGESIZE * 8)
-        (word,) = struct.unpack("=Q", file.read(8))
+        word = int.from_bytes(file.read(8), sys.byteorder)
     return (word & NUMBER_MASK) or None if word & PRESENT else None
 
 

@@ -268,6 +268,7 @@ class Recorder:
         """Write what comes first."""
         self._tracks, self._bits = list(tracks), events.bits
         self._chunk(HEADER, header)
+        self._answers()  # among them what the texts of the events are made with
         self._chunk(EVENTS, events)
         self._flushed_ns = header.begin_ns
 
@@ -290,15 +291,18 @@ class Recorder:
 
     def flush(self) -> None:
         """Write answers, types and records that are waiting."""
+        self._answers()
+        rows, self._rows, self._size = self._rows, [], 0
+        if rows:
+            self._put(RECORDS, b"".join(rows), len(rows))
+
+    def _answers(self) -> None:
         new = self.answers.take()
         if new:
             self._chunk(NAMES, Names(new))
         if self.types is not None and self.types.new:
             found, self.types.new = self.types.new, {}
             self._chunk(TYPES, Types(found))
-        rows, self._rows, self._size = self._rows, [], 0
-        if rows:
-            self._put(RECORDS, b"".join(rows), len(rows))
 
     def finish(self, end: End) -> None:
         """Write the end. Safe to call twice; then nothing more is written."""
