@@ -6,7 +6,7 @@ from functools import cmp_to_key
 from typing import Callable, Optional
 
 from vm.fault import Exit, Fault
-from vm.library.builtin import NOTHING, Function, Machine, builtin, made, wrong_argument
+from vm.library.builtin import KERNEL, NOTHING, Function, Machine, builtin, made, wrong_argument
 from vm.values import Cdata, Iterator, Key, Stack, Table, inner_key, make_key, tostring, type_name, wrap
 
 Entry = tuple[object, object]
@@ -77,7 +77,7 @@ def comparison(machine: Machine, depth: int, before: Function) -> Callable[[Entr
     return compare
 
 
-@made("len", "x: string|table", "integer")
+@made("len", "x: string|table", "integer", tiers=KERNEL)
 def make_len(machine: Machine) -> Function:
     """bytes of a string, entries of a table"""
 
@@ -89,7 +89,7 @@ def make_len(machine: Machine) -> Function:
     return length
 
 
-@made("delete", "t: table, k?: any", "")
+@made("delete", "t: table, k?: any", "", tiers=KERNEL)
 def make_delete(machine: Machine) -> Function:
     """remove the entry under k, or all entries where no k is written"""
 
@@ -167,7 +167,7 @@ def number_in(text: bytes, base: Optional[int]) -> Optional[int]:
     return wrap(sign * number) if number < 1 << 64 else None
 
 
-@builtin("exit", "status?: integer", "")
+@builtin("exit", "status?: integer", "", tiers=KERNEL)
 def exit_tracing(machine: Machine, depth: int, status: Optional[int] = None) -> object:
     """end tracing, with this exit status (0); trace_end still runs
 

@@ -34,6 +34,10 @@ Wrapped = TypeVar("Wrapped", bound=Callable[..., object])
 
 Make = TypeVar("Make", bound="Callable[[Machine], object]")
 
+VM: tuple[str, ...] = ("vm",)
+KERNEL: tuple[str, ...] = ("vm", "kernel")
+"""The tiers of a builtin: every one is there in the VM; some also in handlers that run in the kernel."""
+
 NOTHING: tuple[object, ...] = ()
 """What a builtin returns that has no result."""
 
@@ -145,7 +149,7 @@ def wrong_argument(name: str, place: int, value: object, expected: str) -> Fault
 
 
 def builtin(
-    name: str, parameters: str, result: str, faults: tuple[str, ...] = (), tiers: tuple[str, ...] = ("vm",)
+    name: str, parameters: str, result: str, faults: tuple[str, ...] = (), tiers: tuple[str, ...] = VM
 ) -> Callable[[Wrapped], Wrapped]:
     """Make a row of a function `(machine, depth, *arguments)` whose arguments are checked before it is called."""
 
@@ -160,7 +164,7 @@ def builtin(
 
 
 def made(
-    name: str, parameters: str, result: str, faults: tuple[str, ...] = (), tiers: tuple[str, ...] = ("vm",)
+    name: str, parameters: str, result: str, faults: tuple[str, ...] = (), tiers: tuple[str, ...] = VM
 ) -> Callable[[Make], Make]:
     """Make a row of a function that, given a machine, makes the builtin; that one checks its arguments itself."""
 

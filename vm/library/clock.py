@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from vm.fault import Fault
-from vm.library.builtin import NOTHING, Machine, builtin
+from vm.library.builtin import KERNEL, NOTHING, Machine, builtin
 
 SECOND_NS = 1_000_000_000
 LONGEST_FORMAT = 1000
@@ -16,25 +16,25 @@ def real_ns(machine: Machine) -> int:
     return machine.now_ns() + machine.host.realtime_offset_ns()
 
 
-@builtin("gettimeofday_ns", "", "integer")
+@builtin("gettimeofday_ns", "", "integer", tiers=KERNEL)
 def gettimeofday_ns(machine: Machine, depth: int) -> int:
     """nanoseconds since 1970"""
     return real_ns(machine)
 
 
-@builtin("gettimeofday_us", "", "integer")
+@builtin("gettimeofday_us", "", "integer", tiers=KERNEL)
 def gettimeofday_us(machine: Machine, depth: int) -> int:
     """microseconds since 1970"""
     return real_ns(machine) // 1000
 
 
-@builtin("gettimeofday_ms", "", "integer")
+@builtin("gettimeofday_ms", "", "integer", tiers=KERNEL)
 def gettimeofday_ms(machine: Machine, depth: int) -> int:
     """milliseconds since 1970"""
     return real_ns(machine) // 1_000_000
 
 
-@builtin("gettimeofday_s", "", "integer")
+@builtin("gettimeofday_s", "", "integer", tiers=KERNEL)
 def gettimeofday_s(machine: Machine, depth: int) -> int:
     """seconds since 1970"""
     return real_ns(machine) // SECOND_NS

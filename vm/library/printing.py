@@ -7,14 +7,14 @@ from typing import Optional
 from vm.aggregate import Stats
 from vm.fault import Fault
 from vm.histogram import draw_largest
-from vm.library.builtin import NOTHING, Function, Machine, builtin, made, wrong_argument
+from vm.library.builtin import KERNEL, NOTHING, Function, Machine, builtin, made, wrong_argument
 from vm.printf import formatter
 from vm.values import Table, describe, tostring
 
 SHOWN_ROWS = 20
 
 
-@made("print", "...: any", "", faults=("output",))
+@made("print", "...: any", "", ("output",), KERNEL)
 def make_print(machine: Machine) -> Function:
     """print the values with tabs between them and a newline after"""
     write, host = machine.output.write, machine.host
@@ -31,6 +31,7 @@ def make_print(machine: Machine) -> Function:
     "format: string, ...: any",
     "",
     faults=("format", "string", "output"),
+    tiers=KERNEL,
 )
 def make_printf(machine: Machine) -> Function:
     """print by a C format; %s takes any value"""

@@ -6,7 +6,7 @@ import sys
 from typing import Optional, Union
 
 from vm.fault import Fault
-from vm.library.builtin import Machine, builtin
+from vm.library.builtin import KERNEL, Machine, builtin
 from vm.values import Cdata, wrap
 
 Place = Union[int, Cdata, None]
@@ -46,13 +46,13 @@ def string_at(machine: Machine, name: str, space: str, p: Place, n: Optional[int
     return None if found is None else machine.account.built(found.partition(b"\0")[0][:size])
 
 
-@builtin("user_string", "p?: integer|cdata, n?: integer", "string", ("event",))
+@builtin("user_string", "p?: integer|cdata, n?: integer", "string", ("event",), KERNEL)
 def user_string(machine: Machine, depth: int, p: Place = None, n: Optional[int] = None) -> Optional[bytes]:
     """the string at p in the process, at most n bytes"""
     return string_at(machine, "user_string", "user", p, n)
 
 
-@builtin("kernel_string", "p?: integer|cdata, n?: integer", "string", ("event",))
+@builtin("kernel_string", "p?: integer|cdata, n?: integer", "string", ("event",), KERNEL)
 def kernel_string(machine: Machine, depth: int, p: Place = None, n: Optional[int] = None) -> Optional[bytes]:
     """the string at p in the kernel, at most n bytes"""
     return string_at(machine, "kernel_string", "kernel", p, n)
@@ -81,7 +81,7 @@ def add_number(space: str, where: str, bits: int) -> None:
         return wrap(int.from_bytes(found[: bits // 8], sys.byteorder))
 
     number.__doc__ = f"the {bits}-bit number at p in the {where}; nil where it cannot be read"
-    builtin(name, "p?: integer|cdata", "integer", ("event",))(number)
+    builtin(name, "p?: integer|cdata", "integer", ("event",), KERNEL)(number)
 
 
 for number_bits in (8, 16, 32, 64):

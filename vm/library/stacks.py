@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Optional
 
 from vm.fault import Fault
-from vm.library.builtin import NOTHING, Machine, builtin, event_pid
+from vm.library.builtin import KERNEL, NOTHING, Machine, builtin, event_pid
 from vm.values import Address, Stack, tostring
 
 MOST_FRAMES = 127
@@ -30,13 +30,13 @@ def event_stack(machine: Machine, name: str, space: str, depth: Optional[int], s
 STACK_PARAMETERS = "depth?: integer, skip?: integer"
 
 
-@builtin("stack", STACK_PARAMETERS, "stack", ("event",))
+@builtin("stack", STACK_PARAMETERS, "stack", ("event",), KERNEL)
 def stack(machine: Machine, depth: int, frames: Optional[int] = None, skip: Optional[int] = None) -> object:
     """the kernel stack, at most depth frames after skip of them"""
     return event_stack(machine, "stack", "kernel", frames, skip)
 
 
-@builtin("ustack", STACK_PARAMETERS, "stack", ("event",))
+@builtin("ustack", STACK_PARAMETERS, "stack", ("event",), KERNEL)
 def ustack(machine: Machine, depth: int, frames: Optional[int] = None, skip: Optional[int] = None) -> object:
     """the user stack, at most depth frames after skip of them"""
     return event_stack(machine, "ustack", "user", frames, skip)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Optional
 
-from vm.library.builtin import Machine, builtin
+from vm.library.builtin import KERNEL, Machine, builtin
 from vm.values import Table
 
 
@@ -15,7 +15,7 @@ def clipped(length: int, first: int, last: int) -> slice:
     return slice(start, max(end, 0))
 
 
-@builtin("string.len", "s: string", "integer")
+@builtin("string.len", "s: string", "integer", tiers=KERNEL)
 def string_len(machine: Machine, depth: int, s: bytes) -> int:
     """how many bytes s has"""
     return len(s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vm.fault import Fault
-from vm.library.builtin import Machine, builtin
+from vm.library.builtin import KERNEL, Machine, builtin
 
 
 def state(machine: Machine, builtin_name: str, name: str) -> object:
@@ -34,7 +34,7 @@ def kernel_v(machine: Machine, depth: int) -> bytes:
     return machine.host.kernel_release().encode()
 
 
-@builtin("curr_taskinfo", "name: string", "any", ("event",))
+@builtin("curr_taskinfo", "name: string", "any", ("event",), KERNEL)
 def curr_taskinfo(machine: Machine, depth: int, name: bytes) -> object:
     """a member of the running task, such as `pid`"""
     return state(machine, "curr_taskinfo", name.decode("utf-8", "replace"))
@@ -46,7 +46,7 @@ def in_interrupt(machine: Machine, depth: int) -> object:
     return state(machine, "in_interrupt", "in_interrupt")
 
 
-@builtin("in_iowait", "", "boolean", ("event",))
+@builtin("in_iowait", "", "boolean", ("event",), KERNEL)
 def in_iowait(machine: Machine, depth: int) -> object:
     """whether the running task waits for a device"""
     return state(machine, "in_iowait", "in_iowait")
