@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import NamedTuple, Sequence
 
 from vm.arguments import script_arguments, with_limit
-from vm.diagnostic import Diagnostic, Refusal
+from vm.diagnostic import Diagnostic, Refusal, printable
 from vm.image import MAX_IMAGE_BYTES, is_image, load
 from vm.limits import FLAGS, Limits
 from vm.program import Program
@@ -65,7 +65,7 @@ def run(words: Sequence[str]) -> int:
 def tell(text: str, descriptor: int = 2) -> None:
     """Write text; nothing can be done when its reader has gone."""
     with suppress(OSError):
-        os.write(descriptor, text.encode("utf-8", "surrogateescape"))
+        os.write(descriptor, printable(text).encode())
 
 
 def refuse(message: str, hint: str = "see python3 -m vm --help") -> Refusal:

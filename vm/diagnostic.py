@@ -46,7 +46,7 @@ class Diagnostic(NamedTuple):
 
 def printable(text: str) -> str:
     """The text with what could command a terminal, or is no text at all, shown as `\N{REPLACEMENT CHARACTER}`."""
-    if text.isascii() and text.isprintable():
+    if text.replace("\n", "").replace("\t", "").isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\t\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 

@@ -97,6 +97,21 @@ Action = Callable[[int, Event], object]
 """Does for a record what a handler would: it is given the call depth and the event, and may raise Fault and Exit."""
 
 
+class Bulk:
+    """An action that can also be done for many records of its point at once."""
+
+    __slots__ = ("many", "one")
+
+    def __init__(self, one: Action, many: Callable[[Sequence[tuple[object, ...]]], None]) -> None:
+        """`many` does for records, in order, what `one` does for each."""
+        self.one = one
+        self.many = many
+
+    def __call__(self, depth: int, event: Event) -> object:
+        """The action for one record."""
+        return self.one(depth, event)
+
+
 class Batch(NamedTuple):
     """Records in order of time, and the time up to which no earlier one can still come."""
 

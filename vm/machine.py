@@ -15,13 +15,15 @@ What builtins use of a machine is written down in `vm.library.builtin.Machine`.
 
 from __future__ import annotations
 
-from itertools import repeat
+from itertools import groupby, repeat
+from operator import itemgetter
 from sys import _getframe, getrecursionlimit, setrecursionlimit
 from types import CodeType, FrameType, FunctionType
 from typing import (
     TYPE_CHECKING,
     Callable,
     Dict,
+    Iterable,
     Iterator,
     List,
     Mapping,
@@ -36,7 +38,7 @@ from typing import (
 
 from vm import operators
 from vm.aggregate import Stats, keeping
-from vm.event import Action, Event, Probe
+from vm.event import Action, Bulk, Event, Probe
 from vm.fault import Exit, Fault, Frame
 from vm.host import Host
 from vm.idle import IdleEvent
@@ -95,10 +97,14 @@ class Options(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """A point's event and what is called for it: (handler, its arguments after the depth, can it loop or call)."""
+    """A point's event and what is called for it: (handler, its arguments after the depth, can it loop or call).
+
+    `many` does all of it for several records.
+    """
 
     event: Event
     calls: Tuple[Tuple[Callable[..., object], Tuple[object, ...], bool], ...]
+    many: Optional[Callable[[Sequence[Tuple[object, ...]]], None]] = None
 
 
 class Machine(Apart):
@@ -124,6 +130,8 @@ class Machine(Apart):
         """The event whose handler runs, None outside of one."""
         self.probes: List[Probe] = []
         self.handlers: List[FunctionType] = []
+        self.bulk = False
+        """Whether something is done for many records at once."""
         self.codes: Dict[int, Tuple[int, Translation]] = {}
         """By id of the code object: those of functions that are alike are equal."""
         """Of each translated function: its number and its translation."""
@@ -239,7 +247,11 @@ class Machine(Apart):
         text = name.decode("utf-8", "surrogateescape")
         address = self.host.kernel_address(text)
         if address is None:
-            raise Fault("symbol", f"no kernel symbol `{text}`", "names are those of /proc/kallsyms, which tells addresses to root only")
+            raise Fault(
+                "symbol",
+                f"no kernel symbol `{text}`",
+                "names are those of /proc/kallsyms, which tells addresses to root only",
+            )
         return wrap(address)
 
     def set_probe(self, event: bytes, filter: Optional[bytes], handler: object) -> None:
@@ -338,7 +350,10 @@ class Machine(Apart):
                 arguments = (EventValue(event),) if probe.takes_event else ()
                 code = self.program.functions[probe.function].code
                 calls.append((self.handlers[probe.handler], arguments, any(i.op in COSTLY for i in code)))
-            bound.append(Bound(event, tuple(calls)))
+            only = wanted[0] if len(wanted) == 1 else None
+            many = only.many if isinstance(only, Bulk) else None
+            self.bulk = self.bulk or many is not None
+            bound.append(Bound(event, tuple(calls), many))
         return bound
 
     def deliver(self, records: Sequence[Tuple[object, ...]], bound: Sequence[Bound]) -> None:
@@ -346,12 +361,23 @@ class Machine(Apart):
 
         Raises Fault and Exit; then the rest is not delivered.
         """
+        if not self.bulk:
+            self._deliver(records, bound)
+            return
+        for point, group in groupby(records, POINT):
+            many = bound[point].many
+            if many is not None:
+                many(list(group))
+            else:
+                self._deliver(group, bound)
+
+    def _deliver(self, records: Iterable[Tuple[object, ...]], bound: Sequence[Bound]) -> None:
         names, rounds = self.names, self.limits.handler_rounds
         most_calls = max(rounds, MIN_CALLS)
         current = None
         try:
             for record in records:
-                event, calls = bound[record[1]]  # type: ignore[call-overload]
+                event, calls, _ = bound[record[1]]  # type: ignore[call-overload]
                 event.record = record
                 if event is not current:
                     names["E"] = self.event = current = event
@@ -416,5 +442,6 @@ class Machine(Apart):
             frame = frame.f_back
 
 
+POINT = itemgetter(1)
 COSTLY = CALLS | {"JUMP", "JUMPIF", "JUMPIFNOT", "FORLOOP", "ITERNEXT"}
 """Opcodes by which a handler uses up rounds or calls."""

@@ -49,6 +49,10 @@ class Output:
         if self._room < 0:
             self._turn()
 
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether so much can be written without passing the limit."""
+        return self._granted - self._room + size_bytes <= self._left
+
     def _turn(self) -> None:
         """The buffer is full, or the sink is a terminal, or the limit is passed."""
         if self._granted - self._room > self._left:

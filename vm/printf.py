@@ -251,6 +251,15 @@ class Format:
         return value
 
 
+def plan_of(written: bytes, arguments: tuple[object, ...], text: Text, describe: Describe) -> Optional[Plan]:
+    """How to format many tuples of arguments that have the types of these; None where that depends on the values.
+
+    Raises Fault format.
+    """
+    made = Format("printf", parse(written), text, describe)
+    return None if made.starred else made.plan(arguments)
+
+
 def ordinal(number: int) -> str:
     """`1st`, `2nd`, `3rd`, `4th`, `11th` …"""
     if number % 100 in (11, 12, 13):
