@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Callable, NoReturn, Optional, Sequence
 
 from ktap.options import ACTIONS, FLAGS, Options, limit_flags, parse, refuse
-from vm.diagnostic import Refusal
+from vm.diagnostic import Refusal, printable
 
 if TYPE_CHECKING:
     from vm.output import Output
@@ -67,7 +67,7 @@ def describe(error: OSError) -> str:
 def tell(text: str) -> None:
     """A line, or several, on standard error; nothing can be done when that is closed."""
     with suppress(OSError):
-        os.write(2, text.encode("utf-8", "surrogateescape") + b"\n")
+        os.write(2, printable(text).encode() + b"\n")
 
 
 def say(text: str) -> int:
@@ -77,7 +77,7 @@ def say(text: str) -> int:
 
     output = Output(1)
     try:
-        output.write(text.encode("utf-8", "surrogateescape"))
+        output.write(printable(text).encode())
         output.flush()
     except Exit as ending:
         tell(f"ktap: {failure_text(output)}")

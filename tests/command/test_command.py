@@ -13,6 +13,9 @@ from typing import Callable
 import pytest
 from conftest import COMMAND, NOBODY, ROOT, Ktap
 
+from compiler.compile import compile_source
+from vm.image import dump
+
 ENDLESS = 'print("main") tick-50ms { print("tick") } trace_end { print("the end") }'
 TRACING = "Tracing... Hit Ctrl-C to end.\n"
 
@@ -88,6 +91,17 @@ def test_a_damaged_image_is_refused(ktap: Ktap, tmp_path: Path) -> None:
     done = ktap("b.kpc", status=1)
     assert done.stdout == ""
     assert done.stderr.startswith("b.kpc: ")
+
+
+def test_no_name_in_an_image_commands_the_terminal(ktap: Ktap, tmp_path: Path) -> None:
+    program = compile_source("function f() { return 1 / arg.x } f(1)", "a.kp").program
+    names = [function._replace(name=f"\x1b[2J{function.name}") for function in program.functions]
+    hostile = program._replace(source_name="\x1b[31ma.kp", source="\x1b[2J\r\x08", functions=tuple(names))
+    (tmp_path / "a.kpc").write_bytes(dump(hostile))
+    for words, status in ((("a.kpc", "--x=0"), 1), (("-b", "a.kpc"), 0), (("-v", "a.kpc", "--x=1"), 0)):
+        done = ktap(*words, status=status)
+        assert "a.kp" in done.stdout + done.stderr
+        assert not set("\x1b\r\x08") & set(done.stdout + done.stderr)
 
 
 def test_compile_reports_a_full_disk(ktap: Ktap) -> None:
