@@ -23,6 +23,8 @@ KERNEL_STACK, USER_STACK = "kernel_stack", "user_stack"
 """Slots of return addresses, 8 bytes each, innermost first."""
 READ, MEMBER = "read:", "member:"
 """Prefixes of slots: a memory read by its number, a member by its path."""
+CALLER = "caller"
+"""Slot: where a function of a process returns to, which its stack does not tell before it has made a frame."""
 TASK, IN_INTERRUPT = "task", "in_interrupt"
 """Slots: the address of the running task, and bits of which one is set in an interrupt."""
 PARENT = "curtask.real_parent.tgid"
@@ -141,6 +143,9 @@ class CapturedEvent:
         frames = Struct(f"={len(data) // 8}q").unpack(data)
         if self.kind.plumbing and space == demand.KERNEL:
             skip += self.plumbing(frames)
+        caller = self.places.get(CALLER)
+        if caller is not None and space == demand.USER:
+            frames = with_caller(frames, wrap(self.record[caller]))  # type: ignore[arg-type]  # the layout says Q
         frames = frames[skip : skip + depth]
         while frames and frames[-1] == 0:
             frames = frames[:-1]
@@ -165,6 +170,13 @@ class CapturedEvent:
         place = self.places.get(IN_INTERRUPT) if name == IN_INTERRUPT else None
         value = self.record[place] if place is not None else self.value(f"curtask.{name}")
         return bool(value) if name in BOOLEANS and value is not None else value
+
+
+def with_caller(frames: Tuple[int, ...], caller: int) -> Tuple[int, ...]:
+    """A stack taken at a function's first instruction, with the caller, which is known, behind the function."""
+    if caller == 0 or not frames or caller in frames[1:2]:
+        return frames
+    return (frames[0], caller, *frames[1:])
 
 
 class Names(Dict[bytes, bytes]):

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Callable, Mapping
 
 from compiler.ir import Writer
 from ktap import demand
-from ktap.captured import ARGUMENTS, IN_INTERRUPT, KERNEL_STACK, MEMBER, READ, RECORD, TASK, USER_STACK
+from ktap.captured import ARGUMENTS, CALLER, IN_INTERRUPT, KERNEL_STACK, MEMBER, READ, RECORD, TASK, USER_STACK
 from ktap.event_format import DATA_LOC, REL_LOC, EventFormat
 from ktap.layout import Layout, Slot
+from ktap.registers import MACHINES
 
 if TYPE_CHECKING:
     from ktap.capture import Frame
@@ -194,6 +195,18 @@ def _fill_interrupt(frame: Frame, slot: Slot, space: str, offset: int) -> None:
     w.store(4, w.value(f"and i32 {count}, {INTERRUPT_BITS}"), space, offset)
 
 
+def _fill_caller(frame: Frame, slot: Slot, space: str, offset: int) -> None:
+    """The return address of a function that has just been called: on the stack, or in the register for it."""
+    w, machine = frame.w, MACHINES[frame.spec.machine]
+    if machine.stack_words == 0:
+        w.store(8, w.load(8, "%ctx", machine.parts["lr"].offset), space, offset)
+        return
+    room = w.local(8, "word")
+    w.store(8, 0, room)
+    w.call("probe_read_user", room, 8, w.load(8, "%ctx", machine.registers[machine.stack].offset))
+    w.store(8, w.load(8, room), space, offset)
+
+
 FILL: Mapping[str, Callable[[Frame, Slot, str, int], None]] = {
     "pid_tgid": _fill_pair,
     "uid_gid": _from("get_current_uid_gid"),
@@ -203,5 +216,6 @@ FILL: Mapping[str, Callable[[Frame, Slot, str, int], None]] = {
     ARGUMENTS: _fill_arguments,
     TASK: _from("get_current_task"),
     IN_INTERRUPT: _fill_interrupt,
+    CALLER: _fill_caller,
 }
 """How the slots of one size are filled; those of varying size are in `_varying`."""

@@ -17,11 +17,13 @@ from ktap.capture import (
     SYSCALL_ENTER,
     SYSCALL_EXIT,
     USER_CONTEXTS,
+    USER_ENTRY,
     Body,
     Case,
 )
 from ktap.captured import (
     ARGUMENTS,
+    CALLER,
     IN_INTERRUPT,
     KERNEL_STACK,
     MEMBER,
@@ -152,6 +154,8 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
     late_filters = at_entry and any(reads_process(condition) for condition in wanted.filters)
     late = late_filters or (at_entry and any(read.space != demand.KERNEL for read in wanted.demand.reads))
     slots: List[Slot] = context_slots(wanted.demand, late)
+    if wanted.context == USER_ENTRY and wanted.demand.user_stack and wanted.spot is not None and wanted.spot.starts:
+        slots.append(integer(CALLER, "Q"))
     reads: List[demand.Read] = []
     placed: List[demand.Read] = []
     place_of = value_places(wanted, symbols)

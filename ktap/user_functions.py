@@ -37,6 +37,8 @@ class Spot(NamedTuple):
     """As linked."""
     semaphore: int = 0
     """Where the file has the counter that says that somebody traces the marker, 0 for none."""
+    starts: bool = False
+    """It is a function's first instruction."""
 
 
 class Found(NamedTuple):
@@ -132,7 +134,7 @@ def find_functions(written: Written, unsafe: bool) -> List[Found]:
 
 
 def _spot(binary: Binary, function: Function) -> Spot:
-    return Spot(binary.path, function.offset, function.address)
+    return Spot(binary.path, function.offset, function.address, starts=True)
 
 
 def plain(name: str) -> str:

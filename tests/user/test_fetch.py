@@ -1,0 +1,119 @@
+"""Fetch arguments: every form becomes the expression it stands for; what is wrong is told in its place."""
+
+from __future__ import annotations
+
+import pytest
+
+from ktap.demand import BYTES, KERNEL, STRING, USER, Binary, Expression, Number, Place, Read, Symbol
+from ktap.fetch import COMM, MOST_STRING_BYTES, Context, FetchError, Shape, parse_fetch
+from ktap.registers import MACHINES
+
+ENTRY = Context(MACHINES["x86_64"], USER)
+RETURN = Context(MACHINES["x86_64"], USER, returns=True)
+OF_KERNEL = Context(MACHINES["x86_64"], KERNEL)
+ARM = Context(MACHINES["aarch64"], USER)
+
+
+def register(name: str, context: Context = ENTRY) -> Place:
+    return Place(context.machine.registers[name].offset, 8, False)
+
+
+def at(address: Expression, size: int = 8, space: str = USER) -> Read:
+    return Read(space, BYTES, address, size)
+
+
+def plus(what: Expression, number: int) -> Binary:
+    return Binary("ADD", what, Number(number))
+
+
+DI, SI, SP = register("di"), register("si"), register("sp")
+WORD = Shape("x")
+FORMS = [
+    ("%di", ENTRY, "arg1", DI, WORD),
+    ("fd=%di", ENTRY, "fd", DI, WORD),
+    ("fd=%rdi:s32", ENTRY, "fd", DI, Shape("s", 4)),
+    ("$arg1", ENTRY, "arg1", DI, WORD),
+    ("$arg6:u8", ENTRY, "arg1", register("r9"), Shape("u", 1)),
+    ("$arg7", ENTRY, "arg1", at(plus(SP, 8)), WORD),
+    ("$arg1", ARM, "arg1", register("x0", ARM), WORD),
+    ("$arg8", ARM, "arg1", register("x7", ARM), WORD),
+    ("$arg9", ARM, "arg1", at(register("sp", ARM)), WORD),
+    ("%lr", ARM, "arg1", register("x30", ARM), WORD),
+    ("$stack", ENTRY, "arg1", SP, WORD),
+    ("$stack0", ENTRY, "arg1", at(SP), WORD),
+    ("$stack2:u16", ENTRY, "arg1", at(plus(SP, 16), 2), Shape("u", 2)),
+    ("r=$retval:x32", RETURN, "r", register("ax"), Shape("x", 4)),
+    ("$retval", RETURN._replace(machine=MACHINES["aarch64"]), "arg1", register("x0", ARM), WORD),
+    ("c=$comm", ENTRY, "c", COMM, Shape("S", 1)),
+    ("c=$comm:string", ENTRY, "c", COMM, Shape("S", 1)),
+    ("\\5", ENTRY, "arg1", Number(5), WORD),
+    ("\\-0x10:s64", ENTRY, "arg1", Number(-16), Shape("s")),
+    ("+0(%si)", ENTRY, "arg1", at(SI), WORD),
+    ("-8(%si):u32", ENTRY, "arg1", at(plus(SI, -8), 4), Shape("u", 4)),
+    ("+8(+0x10(%si)):u8", ENTRY, "arg1", at(plus(at(plus(SI, 16)), 8), 1), Shape("u", 1)),
+    ("+0(%si):string", ENTRY, "arg1", Read(USER, STRING, SI, MOST_STRING_BYTES), Shape("S", 1)),
+    ("+0(%si):string", OF_KERNEL, "arg1", Read(KERNEL, STRING, SI, MOST_STRING_BYTES), Shape("S", 1)),
+    ("+0(%si):ustring", OF_KERNEL, "arg1", Read(USER, STRING, SI, MOST_STRING_BYTES), Shape("S", 1, user=True)),
+    ("+u0(%si):string", OF_KERNEL, "arg1", Read(USER, STRING, SI, MOST_STRING_BYTES), Shape("S", 1)),
+    ("+u8(%si)", OF_KERNEL, "arg1", at(plus(SI, 8)), WORD),
+    ("+0(+0(%si)):string", ENTRY, "arg1", Read(USER, STRING, at(SI), MOST_STRING_BYTES), Shape("S", 1)),
+    ("+0(%si):u8[4]", ENTRY, "arg1", at(SI, 4), Shape("u", 1, length=4)),
+    ("+0(%si):x64[3]", ENTRY, "arg1", at(SI, 24), Shape("x", 8, length=3)),
+    ("+0(%si):b3@2/32", ENTRY, "arg1", at(SI, 4), Shape("b", 4, 3, 2)),
+    ("%di:b8@8/16", ENTRY, "arg1", DI, Shape("b", 2, 8, 8)),
+    ("%di:char", ENTRY, "arg1", DI, Shape("c", 1)),
+    ("%di:symbol", ENTRY, "arg1", DI, Shape("y")),
+    ("@0x1000:u32", ENTRY, "arg1", at(Number(0x1000), 4), Shape("u", 4)),
+    ("@jiffies:u64", OF_KERNEL, "arg1", at(Symbol("jiffies"), 8, KERNEL), Shape("u")),
+    ("@jiffies+8", OF_KERNEL, "arg1", at(plus(Symbol("jiffies"), 8), 8, KERNEL), WORD),
+]
+
+
+@pytest.mark.parametrize("text, context, name, meaning, shape", FORMS)
+def test_forms(text: str, context: Context, name: str, meaning: Expression, shape: Shape) -> None:
+    (argument,) = parse_fetch(text, context)
+    assert argument == (name, meaning, shape)
+
+
+def test_several_are_numbered() -> None:
+    assert [argument.name for argument in parse_fetch("%di  n=%si %dx", ENTRY)] == ["arg1", "n", "arg3"]
+
+
+def test_a_place_in_the_probed_file() -> None:
+    context = ENTRY._replace(near=lambda offset: Number(0x40000 + offset))
+    (argument,) = parse_fetch("@+0x20:u16", context)
+    assert argument.what == at(Number(0x40020), 2)
+
+
+WRONG = [
+    ("%dii", ENTRY, 0, "no register `%dii`"),
+    ("a=%di b=%xmm0", ENTRY, 8, "no register `%xmm0`"),
+    ("fd=di", ENTRY, 3, "no value: `di`"),
+    ("fd=", ENTRY, 3, "no value"),
+    ("$retval", ENTRY, 0, "at a function's return only"),
+    ("$arg1", RETURN, 0, "at a function's entry only"),
+    ("$nosuch", ENTRY, 0, "no value `$nosuch`"),
+    ("+8%di", ENTRY, 2, "`(` is missing"),
+    ("+8(%di", ENTRY, 6, "`)` is missing"),
+    ("+x(%di)", ENTRY, 1, "an offset must be a number"),
+    ("%di:u24", ENTRY, 4, "no type `u24`"),
+    ("%di:b9@0/8", ENTRY, 4, "no type `b9@0/8`"),
+    ("%di:u8[4]", ENTRY, 6, "only memory can be an array"),
+    ("+0(%di):u8[65]", ENTRY, 10, "an array has 1 to 64 elements"),
+    ("+0(%di):u8[x]", ENTRY, 10, "a number and `]`"),
+    ("+0(%di):string[2]", ENTRY, 14, "no arrays of strings"),
+    ("a=%di a=%si", ENTRY, 6, "two arguments are called `a`"),
+    ("$comm:u8", ENTRY, 0, "$comm is a string"),
+    ("+0($comm)", ENTRY, 3, "$comm is no address"),
+    ("@name", ENTRY, 0, "must follow `@`"),
+    ("%di)", ENTRY, 3, "unexpected `)`"),
+    ("\\x", ENTRY, 1, "a constant must be a number"),
+]
+
+
+@pytest.mark.parametrize("text, context, position, what", WRONG)
+def test_what_is_wrong(text: str, context: Context, position: int, what: str) -> None:
+    with pytest.raises(FetchError) as caught:
+        parse_fetch(text, context)
+    assert what in str(caught.value)
+    assert caught.value.position == position

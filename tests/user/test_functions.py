@@ -1,0 +1,286 @@
+"""Functions of programs and libraries: every call is seen, with its arguments and its result, in both tiers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from c_program import MANY, WORK, compiled
+from conftest import Ktap
+from tracing import TRANSPORTS, Traced, trace
+
+from vm.diagnostic import Refusal
+
+pytestmark = pytest.mark.live
+
+TIERS = ("vm", "kernel")
+CALLS = 50
+
+
+def run(script: str, *command: object, tier: str = "vm", buffer: str = "auto") -> Traced:
+    traced = trace(script, [str(word) for word in command], tier=tier, buffer=buffer)
+    assert not traced.losses
+    assert not traced.faults
+    return traced
+
+
+def message(script: str) -> str:
+    with pytest.raises(Refusal) as caught:
+        trace(script, duration_s=0.1)
+    diagnostic = caught.value.diagnostics[0]
+    return f"{diagnostic.message}; {diagnostic.hint or ''}"
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("buffer", TRANSPORTS)
+def test_calls_returns_arguments_and_results(work: Path, tier: str, buffer: str) -> None:
+    script = f"""
+    var calls = 0  var returns = 0  var sum = 0  var stacked = 0
+    trace probe:{work}:work {{ calls += 1  stacked += arg7 }}
+    trace probe:{work}:work%return {{ returns += 1  sum += retval }}
+    trace_end {{ print(calls, stacked, returns, sum) }}
+    """
+    traced = run(script, work, CALLS, tier=tier, buffer=buffer)
+    stacked = sum(70 + n for n in range(CALLS))
+    assert traced.lines == [f"{CALLS}\t{stacked}\t{CALLS}\t{sum(n + 70 + n + 80 for n in range(CALLS))}"]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_function_that_calls_itself(work: Path, tier: str) -> None:
+    script = f"""
+    var calls = 0  var returns = 0
+    trace probe:{work}:fib {{ calls += 1  given[arg1] += 1 }}
+    trace probe:{work}:fib%return {{ returns += 1  got[retval] += 1 }}
+    trace_end {{ print(calls, returns, given[1], got[55]) }}
+    """
+    assert run(script, work, 10, "fib", tier=tier).lines == ["177\t177\t55\t1"]
+
+
+def test_all_that_is_known_of_a_call(work: Path) -> None:
+    script = f"""
+    trace probe:{work}:work {{
+        print(probename, arg0 == args.__probe_ip, arg1, user_string(arg2), arg4, arg5, arg6, arg7, arg8, retval)
+    }}
+    trace probe:{work}:work%return {{ print(probename, retval, arg0 != 0, arg1 != 0, execname) }}
+    """
+    traced = run(script, work, 2)
+    entry = "work\ttrue\t{0}\tpath-{0}\t4\t5\t6\t7{0}\t80\tnil"
+    assert traced.lines == [
+        entry.format(0),
+        "work\t150\ttrue\ttrue\twork",
+        entry.format(1),
+        "work\t152\ttrue\ttrue\twork",
+    ]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_fetch_arguments_and_filters(work: Path, tier: str) -> None:
+    fetch = "n=%di:s32 name=+0(%si):string short=+4(+8(%dx)):u16 first=+0(+8(%dx)):s32 bits=+24(+8(%dx)):b8@8/32"
+    script = f"""
+    trace probe:{work}:work {fetch} /n >= 3 && name != "path-4"/ {{
+        print(arg1, args.name, args.short, args.first, args.bits)
+    }}
+    trace probe:{work}:work%return /retval == 150/ {{ print("first") }}
+    """
+    if os.uname().machine != "x86_64":
+        pytest.skip("the registers are those of x86-64")
+    assert run(script, work, 6, tier=tier).lines == ["first", "3\tpath-3\t77\t-5\t18", "5\tpath-5\t77\t-5\t18"]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_thousand_functions_by_one_glob(many: Path, tier: str) -> None:
+    script = f"""
+    var calls = 0
+    trace probe:{many}:each_* {{ calls += 1  by[probename] += arg1 }}
+    trace probe:{many}:each_*%return {{ result += retval }}
+    trace_end {{ print(calls, len(by), by["each_0"], by["each_999"], result) }}
+    """
+    script = "var result = 0\n" + script
+    before = set(os.listdir("/proc/self/fd"))
+    traced = run(script, many, 10, tier=tier)
+    assert traced.lines == [f"{10 * MANY}\t{MANY}\t45\t45\t{10 * sum(range(MANY)) + 45 * MANY}"]
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_children_and_what_they_execute_are_followed(work: Path, tier: str) -> None:
+    script = f"""
+    var calls = 0
+    trace probe:{work}:leaf {{ calls += 1  by[pid] += 1 }}
+    trace_end {{ print(calls, len(by)) }}
+    """
+    assert run(script, work, CALLS, "fork", tier=tier).lines == [f"{5 * CALLS}\t5"]
+    assert run(script, work, CALLS, "exec", tier=tier).lines == [f"{CALLS}\t1"]
+    shell = f"for i in 1 2 3; do {work} {CALLS}; done"
+    assert run(script, "sh", "-c", shell, tier=tier).lines == [f"{3 * CALLS}\t3"]
+
+
+def test_only_one_process_where_one_is_asked_for(work: Path) -> None:
+    other = subprocess.Popen([str(work), "1", "wait"])
+    script = f"trace probe:{work}:leaf {{ by[pid] += 1 }} trace_end {{ print(len(by)) }}"
+    try:
+        assert run(script, work, CALLS).lines == ["1"]
+        assert int(trace(script, [str(work), "5"], everyone=True).lines[0]) == 2
+        assert trace(script, pid=other.pid, duration_s=0.3).lines == ["1"]
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_process_that_starts_while_everyone_is_traced(work: Path) -> None:
+    script = f"""
+    var calls = 0
+    trace probe:{work}:leaf {{ calls += 1 }}
+    trace_end {{ print(calls) }}
+    """
+    traced = trace(script, ["sh", "-c", f"{work} 7 & wait"], everyone=True)
+    assert traced.lines == ["7"]
+
+
+def test_a_process_killed_while_it_is_probed(work: Path) -> None:
+    script = f"""
+    var calls = 0
+    trace probe:{work}:leaf {{ calls += 1 }}
+    trace probe:{work}:branch_of%return {{ n += 1 }}
+    trace_end {{ print(calls > 10) }}
+    """
+    command = f"{work} 1 wait & sleep 0.3; kill -9 $!; wait; true"
+    before = set(os.listdir("/proc/self/fd"))
+    assert run(script, "sh", "-c", command).lines == ["true"]
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_replaced_while_it_is_probed(tmp_path: Path) -> None:
+    """What runs goes on as it was; the file that took its name is another one and is not probed."""
+    program = compiled(tmp_path / "program", WORK)
+    other = compiled(tmp_path / "other", WORK)
+    script = f"""
+    var calls = 0
+    trace probe:{program}:leaf {{ calls += 1 }}
+    trace_end {{ print(calls) }}
+    """
+    traced = run(script, "sh", "-c", f"{program} 5; mv {other} {program}; {program} 5")
+    assert traced.lines == ["5"]
+
+
+def test_a_library_loaded_later(tmp_path: Path) -> None:
+    library = compiled(tmp_path / "libfresh.so", "int fresh(int n) { return n + 1; }", "-shared", "-fPIC")
+    code = f"import ctypes; f = ctypes.CDLL({str(library)!r}).fresh; print(sum(f(n) for n in range(100)))"
+    script = f"""
+    var sum = 0
+    trace probe:{library}:fresh%return {{ sum += retval }}
+    trace_end {{ print(sum) }}
+    """
+    assert run(script, sys.executable, "-c", code).lines == [str(sum(n + 1 for n in range(100)))]
+
+
+def test_libraries_and_programs_by_name() -> None:
+    script = 'trace probe:libc:getpid%return { } trace probe:bash:rl_* { } trace_end { print("on") }'
+    if shutil.which("bash") is None:
+        pytest.skip("no bash")
+    assert trace(script, ["true"]).lines == ["on"]
+
+
+def test_a_call_of_libc_with_its_string() -> None:
+    script = """
+    trace probe:libc:getenv { if (user_string(arg1) == "KTAP_TESTED") { print("asked") } }
+    trace probe:libc:getenv%return { if (retval != 0 && user_string(retval) == "as it is") { print("told") } }
+    """
+    code = "import ctypes; c = ctypes.CDLL(None); c.setenv(b'KTAP_TESTED', b'as it is', 1); c.getenv(b'KTAP_TESTED')"
+    assert run(script, sys.executable, "-c", code).lines == ["asked", "told"]
+
+
+def test_a_hundred_functions_of_libc() -> None:
+    script = 'trace probe:libc:str* { n[probename] += 1 } trace_end { print(len(n) > 3, n["strdup"] > 0) }'
+    assert trace(script, ["bash", "-c", "true"]).lines == ["true\ttrue"]
+
+
+def test_names_of_another_language(tmp_path: Path) -> None:
+    text = """
+    namespace shop { struct Till { long sum; __attribute__((noinline)) long add(long n); }; }
+    long shop::Till::add(long n) { asm volatile("" ::: "memory"); return sum += n; }
+    int main() { shop::Till till = {}; for (int i = 0; i < 4; i++) till.add(i); return 0; }
+    """
+    program = compiled(tmp_path / "till", text, language="c++")
+    script = f"""
+    trace "probe:{program}:shop::Till::add" {{ n[probename] += arg2 }}
+    trace probe:{program}:*Till* {{ m[probename] += 1 }}
+    trace_end {{ for (k, v in pairs(n)) {{ print(k, v) }} for (k, v in pairs(m)) {{ print(k, v) }} }}
+    """
+    assert run(script, program).lines == ["shop::Till::add(long)\t6", "shop::Till::add(long)\t4"]
+
+
+def test_stacks_name_the_functions(work: Path, ktap: Ktap) -> None:
+    script = f"var n = 0 trace probe:{work}:leaf {{ n += 1  if (n == 3) {{ print(ustack(2)) exit() }} }}"
+    done = ktap("-q", "-e", script, "--", str(work), "1", "wait")
+    assert [line.partition("+")[0] for line in done.stdout.split("\n")[:2]] == ["leaf", "branch_of"]
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+def test_places_that_are_no_functions_start(work: Path) -> None:
+    for place in ("leaf+1", "0x10"):
+        assert "--unsafe" in message(f"trace probe:{work}:{place} {{ }}")
+    assert "outside of its segments" in message(f"trace probe:{work}:0x7fffffff {{ }}")
+
+
+def test_a_place_by_its_offset(work: Path) -> None:
+    from ktap.elf import open_binary
+
+    offset = next(function.offset for function in open_binary(str(work)).functions if function.name == "leaf")
+    script = f"var n = 0 trace probe:{work}:{offset:#x} {{ n += 1 }} trace_end {{ print(n) }}"
+    assert run(script, work, 5).lines == ["5"]
+
+
+def test_what_is_not_there(work: Path, tmp_path: Path) -> None:
+    assert "did you mean `leaf`?" in message(f"trace probe:{work}:leav {{ }}")
+    assert f"ktap -lf {work}" in message(f"trace probe:{work}:zz* {{ }}")
+    assert "no library or program `nosuchlibrary`" in message("trace probe:nosuchlibrary:f { }")
+    assert "no program or library at `/nosuch`" in message("trace probe:/nosuch:f { }")
+    (tmp_path / "text").write_text("no ELF file")
+    assert "no program or library at" in message(f"trace probe:{tmp_path}/text:f {{ }}")
+
+
+def test_what_is_wrong_with_fetch_arguments_is_shown_in_its_place(work: Path) -> None:
+    script = f"trace probe:{work}:leaf n=%di m=%dii {{ }}"
+    with pytest.raises(Refusal) as caught:
+        trace(script, duration_s=0.1)
+    diagnostic = caught.value.diagnostics[0]
+    assert "no register `%dii`" in diagnostic.message
+    assert diagnostic.span is not None
+    assert script[diagnostic.span.column - 1 :].startswith("%dii")
+
+
+def test_a_glob_that_matches_too_much(many: Path) -> None:
+    from ktap.user_events import Settings, find_events
+    from ktap.user_functions import NoEvent
+
+    with pytest.raises(NoEvent, match="matches 1000 functions, more than 999") as caught:
+        find_events(f"probe:{many}:each_*", Settings(os.uname().machine, False, 999), ())
+    assert "--max-probes 1000" in str(caught.value.hint)
+
+
+def test_ktap_killed_leaves_the_program_as_it_was(work: Path, environment: dict[str, str]) -> None:
+    probed = subprocess.Popen([str(work), "1", "wait"])
+    script = f"trace probe:{work}:leaf {{ n += 1 }} trace probe:{work}:branch_of%return {{ n += 1 }}"
+    ktap = subprocess.Popen(
+        [sys.executable, "-m", "ktap", "-e", script], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    try:
+        assert ktap.stderr is not None
+        assert b"Tracing" in ktap.stderr.readline()
+        ktap.send_signal(signal.SIGKILL)
+        ktap.wait(timeout=20)
+        time.sleep(0.2)
+        assert probed.poll() is None
+    finally:
+        ktap.kill()
+        probed.kill()
+        probed.wait()
