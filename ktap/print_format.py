@@ -95,9 +95,9 @@ def syscall_text(event: EventFormat, release: str) -> Formatter:
     kind, _, call = event.name.removeprefix("sys_").partition("_")
     name = f"sys_{call}"
     if kind == "exit":
-        result = event_format.integer_reader(event.fields[-1].offset, 8, False)
+        result, offset = Struct("=Q").unpack_from, event.fields[-1].offset
         head = f"{name} -> 0x%x".encode()
-        return lambda raw: head % (result(raw) & MASK)
+        return lambda raw: head % result(raw, offset)
     arguments = [f for f in event.fields if f.offset >= 16 and f.place == event_format.INLINE]
     if not arguments:
         whole = f"{name}()".encode()

@@ -18,6 +18,8 @@ CODE = frozenset("tTwW")
 DATA = frozenset("dDbBrRvV")
 ALL_SYMBOLS = 1000
 """So many symbols of data are there only where the kernel was built to keep all of them (KALLSYMS_ALL)."""
+BOUNDS = ("_stext", "_end")
+"""Where the kernel's own symbols are; outside are offsets of per-CPU variables, which no address is named for."""
 MASK = (1 << 64) - 1
 
 
@@ -42,10 +44,12 @@ class SymbolTable:
             if not firsts or firsts[-1][0] != symbol[0]:
                 firsts.append(symbol)
         self.addresses = [symbol[0] for symbol in firsts]
+        bounds = {name: address for address, _, name, module in ordered if name in BOUNDS and not module}
+        start, stop = bounds.get("_stext", 0), bounds.get("_end", MASK)
         self.entries: list[Optional[Symbol]] = []
         for place, (address, kind, name, module) in enumerate(firsts):
             following = firsts[place + 1][0] if place + 1 < len(firsts) else address
-            shown = whole or module or kind in CODE
+            shown = module or (start <= address < stop and (whole or kind in CODE))
             self.entries.append(Symbol(address, name.encode(), module.encode(), following) if shown else None)
 
     def find(self, address: int) -> Optional[Symbol]:

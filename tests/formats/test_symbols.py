@@ -61,6 +61,14 @@ def test_a_kernel_with_all_symbols_names_data_too() -> None:
     assert SymbolTable([]).find(5) is None
 
 
+def test_per_cpu_offsets_are_no_addresses() -> None:
+    bounds = [(0x100, "A", "__per_cpu_end", ""), (0x1000, "T", "_stext", ""), (0x9000, "B", "_end", "")]
+    table = SymbolTable([*bounds, *[(0x2000 + 16 * n, "d", f"d{n}", "") for n in range(1000)]])
+    assert table.find(0x200) is None
+    assert table.find(0x2008) is not None
+    assert table.find(0x9008) is None
+
+
 def test_constant_strings() -> None:
     text = '0xffffffff828195af : "thaw_processes"\nnonsense\n0x10 : "with \\" : in it"\n'
     assert read_constant_strings(text) == {0xFFFFFFFF828195AF: b"thaw_processes", 0x10: b'with \\" : in it'}

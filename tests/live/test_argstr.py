@@ -17,7 +17,7 @@ import pytest
 from ring_pages import cpu_records
 from tracing import trace
 
-from ktap import kernel
+from ktap import kernel, syscalls
 from ktap.child import Child
 from ktap.event_format import EventFormat
 from ktap.print_format import event_text
@@ -107,6 +107,9 @@ def test_texts_of_raw_records(groups: tuple[str, ...], tmp_path: Path) -> None:
         for expected, record in zip(shown[cpu], raw[cpu]):
             number = int.from_bytes(record[:2], sys.byteorder)
             text = made_texts[number]
+            if known[number].is_syscall:
+                called = int.from_bytes(record[8:12], sys.byteorder)
+                assert syscalls.event_number(os.uname().machine, known[number].name) == called
             if text.fallback is None:
                 assert text.show(record) == expected.text
                 compared[known[number].name] += 1
