@@ -12,7 +12,7 @@ which the kernel prints with code of its own, kernel/trace/trace_syscalls.c.
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Optional, Sequence, cast
+from typing import Callable, Dict, NamedTuple, Optional, Sequence, cast
 
 from ktap import event_format
 from ktap.c_expression import Unsupported, parse_list
@@ -108,9 +108,21 @@ def syscall_text(event: EventFormat, release: str) -> Formatter:
     template = f"{name}({labels})".encode()
     if plain:
         return lambda raw: template % unpack(raw, 16)
-    small = [b"%d" % n for n in range(10)]
+    shown = SHOWN.__getitem__
+    return lambda raw: template % tuple(map(shown, unpack(raw, 16)))
 
-    def show(raw: Raw) -> bytes:
-        return template % tuple([small[v] if v < 10 else b"0x%x" % v for v in unpack(raw, 16)])
 
-    return show
+class Arguments(Dict[int, bytes]):
+    """Arguments of system calls as they are shown; most come again and again."""
+
+    MOST = 1 << 16
+
+    def __missing__(self, value: int) -> bytes:
+        """Decimal up to 9, else hexadecimal."""
+        if len(self) >= self.MOST:
+            self.clear()
+        text = self[value] = b"%d" % value if value < 10 else b"0x%x" % value
+        return text
+
+
+SHOWN = Arguments()
