@@ -14,6 +14,7 @@ from typing import Callable, Optional, Tuple
 
 LIBRARIES = ("libstdc++.so.6", "libc++abi.so.1")
 RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
+RUST_CHARACTER = re.compile(r"\$u([0-9a-f]{1,6})\$")
 RUST_ESCAPES = {
     "$SP$": "@",
     "$BP$": "*",
@@ -45,8 +46,10 @@ def demangle(name: str) -> str:
         return name
     if RUST_HASH.search(found):
         found = RUST_HASH.sub("", found)
+        found = RUST_CHARACTER.sub(lambda match: chr(int(match[1], 16)), found)
         for escape, sign in RUST_ESCAPES.items():
             found = found.replace(escape, sign)
+        found = re.sub(r"(^|::)_(?=[<&*(\[])", r"\1", found)  # a name may not begin with an escape
     return found
 
 

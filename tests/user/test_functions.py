@@ -284,3 +284,20 @@ def test_ktap_killed_leaves_the_program_as_it_was(work: Path, environment: dict[
         ktap.kill()
         probed.kill()
         probed.wait()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_the_same_without_links_of_many(work: Path, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on kernels before 6.6: a perf event a place."""
+    monkeypatch.setattr("ktap.uprobes.has_multi", lambda: False)
+    script = f"""
+    var calls = 0  var sum = 0
+    trace probe:{work}:work, probe:{work}:leaf, probe:{work}:b* {{ calls += 1  by[probename] += arg1 }}
+    trace probe:{work}:work%return {{ sum += retval }}
+    trace_end {{ print(calls, by["work"], by["leaf"], by["branch_of"], sum) }}
+    """
+    before = set(os.listdir("/proc/self/fd"))
+    total = sum(range(CALLS))
+    traced = run(script, work, CALLS, tier=tier)
+    assert traced.lines == [f"{3 * CALLS}\t{total}\t{total}\t{total}\t{2 * total + 150 * CALLS}"]
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,86 @@
+"""The text of a probe's events is what the kernel's own uprobe_events print for the same fetch arguments."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator, List
+
+import pytest
+from tracing import trace
+
+from ktap import tracefs
+from ktap.elf import open_binary
+from vm.diagnostic import Refusal
+
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.root,
+    pytest.mark.skipif(os.uname().machine != "x86_64", reason="the registers are those of x86-64"),
+]
+CALLS = 3
+ENTRIES = [
+    "",
+    "%di",
+    "fd=%di:s32 %di:u8 %di:x16",
+    "name=+0(%si):string",
+    "name=+0(%si):string in=+6(+8(%dx)):string short=+4(+8(%dx)):s16",
+    "first=+0(+8(%dx)):s32 flags=+24(+8(%dx)):x32 bits=+24(+8(%dx)):b8@8/32",
+    "bytes=+16(%dx):u8[4] words=+16(%dx):x16[2] x=+0(%dx):s64",
+    "comm=$comm c=%di:char seventh=$stack1 eighth=$stack2:u8",
+    "constant=\\\\99:u8 letter=+0(%si):char tail=+4(%si):string",
+]
+RETURNS = ["", "$retval", "r=$retval:s32 comm=$comm", "low=$retval:u8 ax=%ax"]
+
+
+def tell(path: Path, text: str) -> None:
+    """Add a line to a file that cannot be sought in."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def uprobe_event(definition: str) -> Iterator[Path]:
+    """An event of the kernel's own, enabled in an instance of its own; the instance's directory."""
+    name = f"ktap_test_{os.getpid()}"
+    try:
+        root = Path(tracefs.find().root)
+    except Refusal:
+        pytest.skip("no tracefs")
+    kind, path_and_rest = definition.split(" ", 1)
+    instance = root / "instances" / name
+    instance.mkdir()
+    try:
+        tell(root / "uprobe_events", f"{kind}:{name}/work {path_and_rest}\n")
+        try:
+            enable = instance / "events" / name / "work" / "enable"
+            enable.write_text("1")
+            yield instance
+            enable.write_text("0")
+        finally:
+            tell(root / "uprobe_events", f"-:{name}/work\n")
+    finally:
+        instance.rmdir()
+
+
+def kernels_text(definition: str, program: Path) -> List[str]:
+    with uprobe_event(definition) as instance:
+        subprocess.run([str(program), str(CALLS)], check=True)
+        lines = (instance / "trace").read_text().splitlines()
+    return [re.split(r"\d+\.\d+: ", line, maxsplit=1)[1] for line in lines if not line.startswith("#")]
+
+
+@pytest.mark.parametrize("returns, fetch", [(False, text) for text in ENTRIES] + [(True, text) for text in RETURNS])
+def test_texts_agree(fixed: Path, returns: bool, fetch: str) -> None:
+    fetch = fetch.replace("\\\\", "\\")
+    offset = next(function.offset for function in open_binary(str(fixed)).functions if function.name == "work")
+    wanted = kernels_text(f"{'r' if returns else 'p'} {fixed}:{offset:#x} {fetch}", fixed)
+    assert len(wanted) == CALLS
+    script = f"trace probe:{fixed}:work{'%return' if returns else ''} {fetch} {{ print(argstr) }}"
+    assert trace(script, [str(fixed), str(CALLS)]).lines == wanted

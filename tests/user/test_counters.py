@@ -1,0 +1,109 @@
+"""Counters and watchpoints."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from c_program import WORK, compiled
+from tracing import python, trace
+
+from ktap.counters import HARDWARE_EVENTS, NoCounter, available, cache_events, find_counter
+from ktap.elf import open_binary
+from vm.diagnostic import Refusal
+
+pytestmark = pytest.mark.live
+TIERS = ("vm", "kernel")
+MACHINE = os.uname().machine
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_page_faults(tier: str) -> None:
+    pages = 3000
+    script = "var faults = 0 trace perf:page-faults { faults += 1 } trace_end { print(faults) }"
+    code = f"import mmap\nm = mmap.mmap(-1, 4096 * {pages})\nfor n in range({pages}): m[4096 * n] = 1"
+    without = int(trace(script, python("import mmap"), tier=tier).lines[0])
+    counted = int(trace(script, python(code), tier=tier).lines[0]) - without
+    assert pages * 0.9 <= counted <= pages * 1.2 or counted >= pages // 512  # where pages are huge
+
+
+def test_what_a_counter_tells() -> None:
+    script = (
+        "var n = 0 trace perf:minor-faults { n += 1  if (n == 1) { print(probename, arg0 == args.ip, arg1, argstr) } }"
+    )
+    (line,) = trace(script, python("pass")).lines
+    name, same, period, text = line.split("\t")
+    assert (name, same, period) == ("minor-faults", "true", "1")
+    assert text.startswith("minor-faults: (0x")
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_each_so_many_nanoseconds(tier: str) -> None:
+    script = "var n = 0 trace perf:task-clock:1000000, perf:cpu-clock:1000000 { n += 1 } trace_end { print(n > 20) }"
+    code = "import time\nend = time.monotonic() + 0.3\nwhile time.monotonic() < end: pass"
+    assert trace(script, python(code), tier=tier).lines == ["true"]
+
+
+def test_counters_that_the_machine_lacks() -> None:
+    there = available()
+    assert "page-faults" in there
+    lacking = [name for name in [*HARDWARE_EVENTS, *cache_events()] if name not in there]
+    for name in lacking[:3]:
+        with pytest.raises(NoCounter) as caught:
+            find_counter(f"perf:{name}", MACHINE)
+        assert caught.value.status == 3
+        assert "page-faults" in str(caught.value.hint)
+
+
+def test_names_are_those_of_perf() -> None:
+    events = cache_events()
+    assert events["L1-dcache-loads"] == 0
+    assert events["LLC-load-misses"] == 0x10002
+    assert events["dTLB-store-misses"] == 0x10103
+    assert events["iTLB-loads"] == 4
+
+
+def refusal(event: str) -> str:
+    with pytest.raises(Refusal) as caught:
+        trace(f"trace {event} {{ }}", duration_s=0.1)
+    return f"{caught.value.diagnostics[0].message}; {caught.value.diagnostics[0].hint}"
+
+
+def test_what_is_wrong() -> None:
+    assert "did you mean `page-faults`?" in refusal("perf:page-fault")
+    assert "no number of `cs`" in refusal("perf:cs:often")
+    assert "no multiple of 8" in refusal("watch:0x123:8:w")
+    assert "1, 2, 4 or 8 bytes" in refusal("watch:0x120:3:w")
+    assert "1, 2, 4 or 8 bytes" in refusal("watch:0x120:8:q")
+    assert "no place to watch" in refusal("watch:here:8:w")
+
+
+def address_of(program: Path, name: str) -> int:
+    address = open_binary(str(program)).address_named(name)
+    assert address is not None
+    return address
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_variable_is_watched(tmp_path: Path, tier: str) -> None:
+    program = compiled(tmp_path / "fixed", WORK, "-no-pie")
+    script = f"""
+    var writes = 0  var sum = 0
+    trace watch:{address_of(program, "watched"):#x}:8:w /value > 0 && value < 100/ {{ writes += 1  sum += args.value }}
+    trace_end {{ print(writes, sum) }}
+    """
+    assert trace(script, [str(program), "50"], tier=tier).lines == [f"49\t{sum(range(50))}"]
+
+
+def test_what_a_watchpoint_tells(tmp_path: Path) -> None:
+    program = compiled(tmp_path / "fixed", WORK, "-no-pie")
+    address = address_of(program, "watched")
+    functions = open_binary(str(program))
+    script = f"trace watch:{address:#x}:8:w /value == 2/ {{ print(arg0, args.addr, args.value, args.ip) }}"
+    (line,) = trace(script, [str(program), "3"]).lines
+    first, second, value, place = (int(word) for word in line.split("\t"))
+    assert (first, second, value) == (address, address, 2)
+    around = functions.function_at(place)
+    assert around is not None
+    assert around.name == "leaf"

@@ -1,0 +1,148 @@
+"""Files of programs and libraries: their functions, versions, places, and names as their programmers wrote them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from c_program import WORK, compiled
+
+from ktap.demangle import demangle
+from ktap.elf import NotElf, open_binary
+from ktap.libraries import find_file
+from ktap.user_functions import NoEvent, find_functions, plain, take_apart
+
+NAMES = [
+    ("malloc", "malloc"),
+    ("_ZSt9terminatev", "std::terminate()"),
+    ("_ZNKSt6vectorIiSaIiEE4sizeEv", "std::vector<int, std::allocator<int> >::size() const"),
+    ("_ZN4core3fmt9Formatter9write_str17h0123456789abcdefE", "core::fmt::Formatter::write_str"),
+    ("_ZN23_$LT$T$u20$as$u20$x$GT$3run17h0123456789abcdefE", "<T as x>::run"),
+    ("_RNvC5crate4main", "crate::main"),
+    ("_RNvNtCs1234_7mycrate3foo3bar", "mycrate::foo::bar"),
+    ("_Znonsense", "_Znonsense"),
+    ("_R", "_R"),
+]
+
+
+@pytest.mark.parametrize("mangled, wanted", NAMES)
+def test_names(mangled: str, wanted: str) -> None:
+    assert demangle(mangled) == wanted
+
+
+def test_names_without_parameters() -> None:
+    assert plain("std::terminate()") == "std::terminate"
+    assert plain("malloc") == "malloc"
+
+
+def test_functions_are_those_that_nm_lists(work: Path) -> None:
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("no nm (apt-get install binutils)")
+    listed = subprocess.run([nm, "--defined-only", str(work)], capture_output=True, text=True, check=True).stdout
+    wanted = {line.split()[2]: int(line.split()[0], 16) for line in listed.splitlines() if line.split()[1] in "tT"}
+    binary = open_binary(str(work))
+    found = {function.name: function.address for function in binary.functions}
+    for name in ("main", "work", "fib", "leaf", "branch_of", "label"):
+        assert found[name] == wanted[name]
+    assert set(found) <= set(wanted)
+
+
+def test_places_and_addresses_are_each_others(work: Path) -> None:
+    binary = open_binary(str(work))
+    for function in binary.functions:
+        assert binary.offset_of(function.address) == function.offset
+        assert binary.address_of(function.offset) == function.address
+        assert binary.function_at(function.address) is not None
+    assert binary.offset_of(1 << 40) is None
+    assert binary.address_of(1 << 40) is None
+    middle = next(function for function in binary.functions if function.name == "work")
+    assert binary.function_at(middle.address + 1) == middle
+
+
+def test_the_build_id_is_that_of_the_file(tmp_path: Path) -> None:
+    program = compiled(tmp_path / "program", WORK, "-Wl,--build-id=0x0123456789abcdef")
+    assert open_binary(str(program)).build_id == "0123456789abcdef"
+
+
+def test_symbols_in_a_file_of_their_own(tmp_path: Path) -> None:
+    objcopy = shutil.which("objcopy")
+    if objcopy is None:
+        pytest.skip("no objcopy (apt-get install binutils)")
+    program = compiled(tmp_path / "program", WORK)
+    whole = {function.name for function in open_binary(str(program)).functions}
+    subprocess.run([objcopy, "--only-keep-debug", str(program), str(tmp_path / "program.debug")], check=True)
+    subprocess.run(
+        [objcopy, "--strip-all", f"--add-gnu-debuglink={tmp_path}/program.debug", str(program), str(tmp_path / "bare")],
+        check=True,
+    )
+    (tmp_path / ".debug").mkdir()
+    assert "fib" not in {function.name for function in open_binary(str(tmp_path / "bare")).functions}
+    os.rename(tmp_path / "program.debug", tmp_path / ".debug" / "program.debug")
+    again = tmp_path / "again"
+    shutil.copy(tmp_path / "bare", again)
+    assert {function.name for function in open_binary(str(again)).functions} >= whole & {"main", "fib", "leaf"}
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
+    path = compiled(tmp_path / "program", "int one(void) { return 1; } int main() { return one(); }")
+    assert "one" in {function.name for function in open_binary(str(path)).functions}
+    compiled(path, "int two(void) { return 1; } int main() { return two(); }")
+    assert "two" in {function.name for function in open_binary(str(path)).functions}
+
+
+def test_what_is_no_elf_file(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"\x7fELF but no more")
+    with pytest.raises(NotElf):
+        open_binary(str(tmp_path / "text"))
+
+
+def test_libraries_are_found_as_the_loader_finds_them() -> None:
+    libc = find_file("libc")
+    if libc is None:
+        pytest.skip("no libc by that name")
+    assert libc == find_file("libc.so.6") or "musl" in libc
+    assert find_file("sh") == os.path.realpath(shutil.which("sh") or "")
+    assert find_file("nosuchlibrary") is None
+    assert find_file("/nosuch/file") is None
+
+
+def test_versions_and_what_is_chosen_at_the_start() -> None:
+    libc = find_file("libc.so.6")
+    if libc is None:
+        pytest.skip("no glibc")
+    versions = {function.version for function in open_binary(libc).functions if function.name == "memcpy"}
+    if len(versions) < 2:
+        pytest.skip("this glibc has one memcpy")
+    with pytest.raises(NoEvent, match="chosen when a program starts"):
+        find_functions(take_apart("probe:libc:strlen"), unsafe=False)
+    older = find_functions(take_apart("probe:libc:memcpy@GLIBC_2.2.5"), unsafe=False)
+    assert [found.name for found in older] == ["memcpy"]
+
+
+def test_each_place_is_there_once() -> None:
+    libc = find_file("libc")
+    if libc is None:
+        pytest.skip("no libc by that name")
+    found = find_functions(take_apart("probe:libc:*alloc*"), unsafe=False)
+    assert len({one.spot.offset for one in found}) == len(found)
+    assert "malloc" in {one.name for one in found}
+
+
+@pytest.mark.parametrize(
+    "text, target, symbol, returns, fetch",
+    [
+        ("probe:libc:malloc", "libc", "malloc", False, ""),
+        ("probe:/bin/x:f%return r=$retval", "/bin/x", "f", True, "r=$retval"),
+        ("probe:a:ns::f(int, char*)%return", "a", "ns::f(int, char*)", True, ""),
+        ("probe:a:ns::f(int, char*) x=%di +0(%si):string", "a", "ns::f(int, char*)", False, "x=%di +0(%si):string"),
+        ("sdt:/bin/x:provider:name", "/bin/x", "provider:name", False, ""),
+    ],
+)
+def test_events_are_taken_apart(text: str, target: str, symbol: str, returns: bool, fetch: str) -> None:
+    written = take_apart(text)
+    assert written[:4] == (target, symbol, returns, fetch)
+    assert text[written.fetch_at :] == fetch
