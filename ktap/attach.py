@@ -13,7 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
 
 from compiler.bpf import Code, KernelVariable, MapFd, link
-from ktap import kernel
+from ktap import kernel, libbcc
 from ktap.capture import (
     COUNTER,
     PROFILE,
@@ -163,8 +163,11 @@ class Attachment:
         for places in user_groups(numbered):
             skipped += self._user(places)
         rest = [pair for pair in numbered if pair[1].wanted.called is not None and not self._typed(*pair)]
-        for group in call_groups(rest):
-            skipped += self._calls(group)
+        if rest:
+            from ktap import links
+
+            for group in links.groups(rest):
+                skipped += self._calls(group)
         for number, event in numbered:
             place = PLACES.get(event.wanted.context)
             if place is None:
@@ -230,7 +233,11 @@ class Attachment:
                 self._verified.add(f"{kind} {key}")
                 lowering.check(cases, lambda: check(kind, link(made.code, values), attach_type))
             return -1
-        fd = kernel.load(kind, link(made.code, values), name=name, attach_type=attach_type, function=function)
+        instructions = link(made.code, values)
+        if attach_type:
+            fd = kernel.load(kind, instructions, name=name, attach_type=attach_type, function=function)
+        else:
+            fd = libbcc.load_program(kind, name, instructions)
         self.programs.append(Program(label, fd, made))
         return fd
 
@@ -392,23 +399,6 @@ PLACES: Dict[str, Callable[[Attachment, int, Captured], None]] = {
     COUNTER: Attachment._counter,
 }
 """How events other than system calls are attached."""
-
-
-def call_groups(events: Sequence[Tuple[int, Captured]]) -> List[List[Tuple[int, Captured]]]:
-    """Functions of the kernel, put together where one program serves them all."""
-    found: Dict[Tuple[str, int, bool], List[Tuple[int, Captured]]] = {}
-    cases: Dict[int, int] = {}
-    known: List[Case] = []
-    for number, event in events:
-        called = event.wanted.called
-        assert called is not None
-        identity = cases.get(id(event.case))
-        if identity is None:
-            if event.case not in known:
-                known.append(event.case)
-            identity = cases[id(event.case)] = known.index(event.case)
-        found.setdefault((event.wanted.context, identity, called.offset != 0), []).append((number, event))
-    return list(found.values())
 
 
 def user_groups(events: Sequence[Tuple[int, Captured]]) -> List[List[Tuple[int, Captured]]]:

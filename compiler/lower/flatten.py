@@ -17,6 +17,8 @@ from compiler.lower.walk import Frame, Walk, boxed
 from vm.values import Table
 
 MAX_INLINED_CALLS = 200
+MAX_BLOCKS = 600
+"""Inference looks at every way through a handler's blocks, and so does the kernel's verifier."""
 
 
 def flatten(snapshot: Snapshot, handler: Closure, is_fixed: Callable[[Table], bool]) -> FlatHandler:
@@ -64,6 +66,8 @@ class Flattener:
             raise NotLowered(frame.function.spans[0], "calls functions in too many places", "call them less often")
         code = frame.function.code
         starts = leaders(code)
+        if len(self.blocks) + len(starts) > MAX_BLOCKS:
+            raise NotLowered(frame.function.spans[0], "has too many branches", "keep what they decide in a table")
         block_of = {start: entry if start == 0 else self.new_block() for start in starts}
         entering: Dict[int, List[Known]] = {0: [known]}
         loops = loop_writes(code)
