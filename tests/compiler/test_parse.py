@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import re
-import time
 from dataclasses import fields
 from typing import Iterator, Union
 
@@ -13,26 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compiler import tree
-from compiler.parse import DEEPEST, MOST_ERRORS, parse
+from compiler.parse import parse
 from compiler.show import show
-from compiler.spell import suggest
-from vm.diagnostic import Refusal
+from tests.compiler.parsing import EVERYTHING, body, expression, kinds, statement
 from vm.program import Span
-
-
-def body(text: Union[str, bytes]) -> tuple[tree.Statement, ...]:
-    return parse(text, "t.kp").script.body.body
-
-
-def statement(text: str) -> tree.Statement:
-    (only,) = body(text)
-    return only
-
-
-def expression(text: str) -> tree.Expression:
-    assign = statement(f"x = {text}")
-    assert isinstance(assign, tree.Assign)
-    return assign.values[0]
 
 
 def brackets(node: tree.Expression) -> str:
@@ -54,12 +36,6 @@ def brackets(node: tree.Expression) -> str:
     if isinstance(node, tree.Index):
         return f"{brackets(node.table)}[{', '.join(map(brackets, node.keys))}]"
     raise AssertionError(node)
-
-
-def refusal(text: Union[str, bytes]) -> Refusal:
-    with pytest.raises(Refusal) as caught:
-        parse(text, "t.kp")
-    return caught.value
 
 
 def walk(node: tree.Node) -> Iterator[tree.Node]:
@@ -234,10 +210,6 @@ def test_tables() -> None:
 # -- statements -------------------------------------------------------------------------------
 
 
-def kinds(text: str) -> list[str]:
-    return [type(each).__name__ for each in body(text)]
-
-
 @pytest.mark.parametrize(
     ("text", "names"),
     [
@@ -383,26 +355,6 @@ def test_the_first_script_of_the_older_manual() -> None:
 
 # -- places -----------------------------------------------------------------------------------
 
-EVERYTHING = """#!/usr/bin/env ktap
-var a, b = 1, "two"
-local function f(x, ...) { return x, ... }
-function t.g() { return f(-a) }
-a, t[b, 2] = {1, [a] = 2; c = [[raw
-text]]}, `jiffies`
-t.n += (a .. b) * 2
-s[execname] <<< args.size.x
-if (a == 1 && !b) { break } elseif (b) { continue } else { f() }
-while (true) { a = nil }
-repeat { var q = 1 } until (q > 2)
-for (i = 1, 10, 2) { print(i) }
-for (var j = 0; j < 3; j += 1) { }
-for (k, v in pairs(t)) { }
-trace sched:*, probe:f x=%di /pid == 1/ { print(argstr) }
-trace "a:b" function (e) { print(e.name) }
-tick-1s { exit() }
-trace_end { }
-"""
-
 
 def test_every_node_stands_within_its_parent_and_the_text() -> None:
     script = parse(EVERYTHING, "t.kp").script
@@ -455,160 +407,3 @@ def test_show_is_a_line_a_node() -> None:
         "    otherwise: Block  [1:30-1:40]\n"
         "      Return  [1:32-1:38]\n"
     )
-
-
-# -- errors -----------------------------------------------------------------------------------
-
-
-def test_all_errors_are_told_in_order() -> None:
-    text = "x = = 1\nf = function () {\n    y = 1 1\n}\ntrace a:b {\n    z = )\n}\n"
-    places = [diagnostic.span[:2] for diagnostic in refusal(text).diagnostics if diagnostic.span]
-    assert places == [(1, 5), (3, 11), (6, 9)]
-
-
-def test_a_wrong_head_hides_no_errors_in_its_block() -> None:
-    text = "if (a = b) {\n    x = 1 1\n} elseif (c = d) {\n    y = 2 2\n} else {\n    z = 3 3\n}\nw = 4 4\n"
-    lines = [diagnostic.span.line for diagnostic in refusal(text).diagnostics if diagnostic.span]
-    assert lines == [1, 2, 4, 6, 8]
-
-
-def test_no_more_errors_are_told_than_anyone_reads() -> None:
-    assert len(refusal("x = = 1\n" * 1000).diagnostics) == MOST_ERRORS
-
-
-def test_the_end_of_the_file() -> None:
-    (diagnostic,) = refusal("a =").diagnostics
-    assert diagnostic.message == "unexpected symbol near '<eof>'"
-    assert refusal("a =  \n\n").render() == "t.kp:1:4: unexpected symbol near '<eof>'\na =  \n   ^"
-
-
-def test_a_character_that_no_bytes_stand_for() -> None:
-    (diagnostic,) = refusal("x = 1\ny = '\ud800'").diagnostics
-    assert diagnostic.span == Span(2, 6, 2, 7)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "(" * 100_000,
-        "[" * 100_000,
-        "{" * 100_000,
-        "x = " + "{" * 100_000,
-        "x = " + "-" * 1_000_000 + "1",
-        "x = " + "not " * 100_000 + "1",
-        "x = " + "a .. " * 100_000 + "a",
-        "x = " + "1 + " * 50_000 + "1",
-        "x = a" + ".b" * 50_000,
-        "x = a" + "()" * 50_000,
-        "x = " + "function () { return " * 100_000,
-        "if (a) {" * 300 + "}" * 300,
-        "x = '" + "a" * 1_000_000,
-        "`" * 100_000,
-        "}" * 100_000,
-        "else " * 100_000,
-        "trace " + "(" * 100_000,
-        "trace " + "/" * 100_000,
-        "trace a:b /" + "(" * 100_000 + "/ { }",
-        "\0" * 100_000,
-        "x = = " + "[[ " * 100_000,
-        "x = 'a\\\n" * 1000,
-    ],
-    ids=lambda text: text[:12].encode("unicode_escape").decode(),
-)
-def test_hostile_texts_are_refused(text: str) -> None:
-    started = time.monotonic()
-    told = refusal(text)
-    assert told.diagnostics
-    assert len(told.render()) < 100_000
-    assert time.monotonic() - started < 60
-
-
-def test_depth_up_to_the_limit() -> None:
-    half = DEEPEST // 2 - 10
-    assert kinds("x = " + "(" * half + "1" + ")" * half) == ["Assign"]
-    assert kinds("if (a) {" * (half // 2) + "}" * (half // 2)) == ["If"]
-    assert "deep" in refusal("x = " + "(" * DEEPEST * 2 + "1" + ")" * DEEPEST * 2).diagnostics[0].message
-
-
-WORDS = r"""
-    if else elseif while for in repeat until break continue return function var local nil true false and or not
-    trace trace_begin trace_end tick-1s a b foo 1 0x10 1.5 "s" 's' "un ` `sym` # @ $ ? : elif end \ [[raw]]
-    [[ ]] -- // /* ( ) { } ( ) { } [ ] , ; = == != < <= > + - * / % .. ... ..= += <<< << >> & && | || ^ ~ ! .
-    sched:x syscalls:* /pid==1/ probe:/lib/x:m fd=%di $arg1 é
-"""
-
-
-@given(st.lists(st.sampled_from([*WORDS.split(), "\0", "\n", "\n"]), max_size=60), st.sampled_from([" ", "", "\n"]))
-def test_any_row_of_words_is_read_or_refused(words: list[str], joint: str) -> None:
-    text = joint.join(words)
-    try:
-        parsed = parse(text, "t.kp")
-    except Refusal as told:
-        assert 0 < len(told.diagnostics) <= MOST_ERRORS
-        assert told.render()
-    else:
-        assert show(parsed.script) == show(parse(text, "t.kp").script)
-
-
-@given(st.text())
-def test_any_text_is_read_or_refused(text: str) -> None:
-    try:
-        parse(text, "t.kp")
-    except Refusal as told:
-        assert told.diagnostics
-
-
-@given(st.binary())
-def test_any_bytes_are_read_or_refused(data: bytes) -> None:
-    try:
-        parse(data, "t.kp")
-    except Refusal as told:
-        assert told.diagnostics
-
-
-@given(st.integers(0, 2**32), st.integers(1, 6))
-def test_a_script_with_some_characters_changed(seed: int, changes: int) -> None:
-    chance = random.Random(seed)
-    text = list(EVERYTHING)
-    for _ in range(changes):
-        text[chance.randrange(len(text))] = chance.choice("(){}[],;='\"/#. a1\n")
-    try:
-        parse("".join(text), "t.kp")
-    except Refusal as told:
-        assert len(told.diagnostics) <= 4 * changes
-        assert told.render()
-
-
-def test_two_hundred_lines_are_read_at_once() -> None:
-    text = EVERYTHING * 12
-    parse(text, "t.kp")
-    fastest = min(timed(text) for _ in range(5))
-    assert fastest < 0.5
-
-
-def timed(text: str) -> float:
-    started = time.perf_counter()
-    parse(text, "t.kp")
-    return time.perf_counter() - started
-
-
-# -- spelling ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("word", "candidates", "best"),
-    [
-        ("pritnf", ["print", "printf", "sprintf", "pairs"], "printf"),
-        ("execnme", ["execname", "exit"], "execname"),
-        ("sched_swich", ["sched_switch", "sched_stick", "sched_wakeup"], "sched_switch"),
-        ("Print", ["print"], "print"),
-        ("foo", ["bar", "baz"], None),
-        ("x", ["y"], None),
-        ("print", ["print"], None),
-        ("", ["a"], None),
-        ("a", [], None),
-    ],
-)
-def test_suggestions(word: str, candidates: list[str], best: Union[str, None]) -> None:
-    assert suggest(word, candidates) == best
-    assert suggest(word, reversed(candidates)) == best
