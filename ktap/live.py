@@ -260,7 +260,7 @@ class LiveSource:
 
     def _open_buffer(self, events: Sequence[Captured]) -> Buffer:
         choice = self._options.buffer
-        varies = any(layout.varies for layout in layouts_of(events))
+        varies = any(layout is not None and layout.varies for layout in layouts_of(events))
         if choice == "ring" and varies and not kernel.has_dynptr():
             raise OSError(
                 errno.EOPNOTSUPP, "strings and stacks go through the ring from Linux 5.19 on; use --buffer perf"
@@ -396,10 +396,10 @@ def perf_buffer(size_bytes: int) -> Buffer:
     return PerfBuffer(size_bytes)
 
 
-def layouts_of(events: Sequence[Captured]) -> List[Layout]:
-    """The layouts of all events, then of what comes late of each."""
-    late = [event.case.late_layout if event.case.late else event.case.layout for event in events]
-    return [event.case.layout for event in events] + late
+def layouts_of(events: Sequence[Captured]) -> List[Optional[Layout]]:
+    """The layouts of all events, then of what comes late of each; None for what is never sent."""
+    late = [event.case.late_layout if event.case.late else None for event in events]
+    return [*(event.case.layout if event.case.sends else None for event in events), *late]
 
 
 def places_of(event: Captured, bits: int) -> Places:

@@ -79,7 +79,7 @@ class PerfBuffer:
         """The array of rings, and the marks of programs at work."""
         return (("buffer", self._fds[0]), ("busy", self._fds[1]))
 
-    def expect(self, layouts: Sequence[Layout], points_bits: int) -> None:
+    def expect(self, layouts: Sequence[Optional[Layout]], points_bits: int) -> None:
         """See Buffer.expect."""
         self._shape = shape(layouts, points_bits)
         uniform = self._shape.uniform

@@ -49,7 +49,7 @@ class RingBuffer:
         """The ring itself."""
         return (("buffer", self.fd),)
 
-    def expect(self, layouts: Sequence[Layout], points_bits: int) -> None:
+    def expect(self, layouts: Sequence[Optional[Layout]], points_bits: int) -> None:
         """See Buffer.expect."""
         self._shape = shape(layouts, points_bits)
         uniform = self._shape.uniform

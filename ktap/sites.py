@@ -6,20 +6,30 @@ of all events, so that its records come in order of time with all others.
 
 from __future__ import annotations
 
+from itertools import repeat
+from operator import itemgetter
 from struct import pack
-from typing import Callable, List, NamedTuple, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from compiler.lower.types import Type
 from compiler.lower.values import Site, Value
-from ktap.captured import CapturedEvent
-from ktap.layout import Layout, Slot, aligned, fixed, integer, variable
+from ktap.captured import NAMES, CapturedEvent
+from ktap.layout import Layout, Slot, Values, aligned, fixed, integer, variable
 from ktap.tables import NameOf, number, unpack_bytes
-from vm.event import Action, Event
+from vm.event import Action, Bulk, Event
 from vm.fault import Fault, Frame
 from vm.machine import Machine
+from vm.output import Output
+from vm.printf import plan_of
+from vm.values import describe, tostring
 
 COMM_BYTES = 16
 """Strings of this size (the name of a task) are sent whole, padded; others with their length."""
+
+
+AT_ONCE = 4096
+"""Records that are printed at once."""
+Many = Callable[[Sequence[Values]], None]
 
 
 class Outside(NamedTuple):
@@ -51,7 +61,110 @@ def outside(site: Site, machine: Machine, name_of: NameOf) -> Outside:
             raised.frames = raised.frames or frames
             raise
 
-    return Outside(site_layout(site), CapturedEvent(), call)
+    many = printer(site, machine, name_of, call)
+    return Outside(site_layout(site), CapturedEvent(), call if many is None else Bulk(call, many))
+
+
+def printer(site: Site, machine: Machine, name_of: NameOf, one: Action) -> Optional[Many]:
+    """Prints many records of a site at once, where each gives what Python's % makes of a tuple of its values.
+
+    Where they pass the limit of the output, they are printed one by one.
+    """
+    output, host = machine.output, machine.host
+    if site.name not in ("print", "printf") or type(output) is not Output:  # stamps are of one event each
+        return None
+    columns = columns_of(site, name_of)
+    if columns is None:
+        return None
+    examples = tuple(column.example for column in columns)
+
+    def text(value: object) -> bytes:
+        return tostring(value, host)
+
+    try:
+        if site.name == "print":
+            plan = plan_of(b"\t".join([b"%s"] * len(columns)) + b"\n", examples, text, describe)
+        else:
+            written = dict(site.constants).get(0)
+            plan = plan_of(written, examples[1:], text, describe) if isinstance(written, bytes) else None
+            columns = columns[1:]
+    except Fault:  # it will be told of the first record
+        return None
+    if plan is None:
+        return None
+    used = columns if plan.converters is None else columns[: len(plan.converters)]
+    converts = plan.converters or (None,) * len(used)
+    fill, whole = plan.template.__mod__, Output.has_room
+
+    def many(records: Sequence[Values]) -> None:
+        for start in range(0, len(records), AT_ONCE):
+            part = records[start : start + AT_ONCE]
+            items = tuple(zip(*part))
+            values = [column.of(items) for column in used]
+            rows = [value if convert is None else map(convert, value) for value, convert in zip(values, converts)]
+            data = b"".join(map(fill, zip(*rows))) if rows else fill(()) * len(part)
+            if whole(output, len(data)):
+                output.write(data)
+                continue
+            event = CapturedEvent()
+            for record in part:
+                event.record = record
+                one(1, event)
+
+    return many
+
+
+class Column(NamedTuple):
+    """One argument of a builtin over many records: a value of its type, and how the items of records become it."""
+
+    example: object
+    of: Callable[[Sequence[Sequence[object]]], Iterable[object]]
+
+
+def columns_of(site: Site, name_of: NameOf) -> Optional[List[Column]]:
+    """The arguments of a site; None where one of them may be nil, or is neither a number nor a string."""
+    layout, constants = site_layout(site), dict(site.constants)
+    kinds = iter(enumerate(site.values))
+    found: List[Column] = []
+    for argument in range(len(constants) + len(site.values)):
+        if argument in constants:
+            found.append(constant_column(constants[argument]))
+            continue
+        index, kind = next(kinds)
+        place = layout.item(f"value{index}")
+        convert = CONVERT.get(next(iter(kind.kinds))) if len(kind.kinds) == 1 else None
+        if convert is None or place is None:
+            return None
+        found.append(convert(place, kind, name_of))
+    return found
+
+
+def constant_column(value: object) -> Column:
+    """An argument that is the same in every record."""
+    return Column(value, lambda items: repeat(value, len(items[0])))
+
+
+def _integers(place: int, kind: Type, name_of: NameOf) -> Column:
+    return Column(0, lambda items: items[place])
+
+
+def _strings(place: int, kind: Type, name_of: NameOf) -> Column:
+    if not is_inline(kind):
+        return Column(b"", lambda items: items[place])
+    names = NAMES.__getitem__
+    return Column(b"", lambda items: map(names, items[place]))  # type: ignore[arg-type]  # the layout says bytes
+
+
+def _event_names(place: int, kind: Type, name_of: NameOf) -> Column:
+    return Column(b"", lambda items: map(name_of, items[place]))  # type: ignore[arg-type]  # the layout says q
+
+
+CONVERT: Dict[str, Callable[[int, Type, NameOf], Column]] = {
+    "integer": _integers,
+    "string": _strings,
+    "probename": _event_names,
+}
+"""Columns by the kind of their values."""
 
 
 def site_slots(site: Site, values: Sequence[Value]) -> List[Tuple[str, Tuple[Value, str]]]:
@@ -88,32 +201,39 @@ def is_inline(kind: Type) -> bool:
     return kind.is_only("string") and kind.size_bytes == COMM_BYTES
 
 
-def site_values(site: Site, name_of: NameOf) -> Callable[[Tuple[object, ...]], List[object]]:
+def site_values(site: Site, name_of: NameOf) -> Callable[[Values], List[object]]:
     """Reads the arguments of a builtin out of a site's record."""
-    layout = site_layout(site)
-    constants = dict(site.constants)
-    count = len(constants) + len(site.values)
-    places = [n for n in range(count) if n not in constants]
-
-    def decode(record: Tuple[object, ...]) -> List[object]:
-        arguments: List[object] = [constants.get(n) for n in range(count)]
-        for index, (place, kind) in enumerate(zip(places, site.values)):
-            arguments[place] = site_value(layout, record, index, kind, name_of)
-        return arguments
-
-    return decode
+    layout, constants = site_layout(site), dict(site.constants)
+    kinds = iter(enumerate(site.values))
+    readers: List[Callable[[Values], object]] = []
+    for argument in range(len(constants) + len(site.values)):
+        if argument in constants:
+            readers.append(_constant(constants[argument]))
+        else:
+            readers.append(site_value(layout, *next(kinds), name_of))
+    return lambda record: [read(record) for read in readers]
 
 
-def site_value(layout: Layout, record: Tuple[object, ...], index: int, kind: Type, name_of: NameOf) -> object:
-    """One value of a record."""
-    nil = layout.item(f"nil{index}")
-    if kind.is_only("nil") or (nil is not None and record[nil]):
-        return None
-    place = layout.item(f"value{index}")
-    assert place is not None
-    item = record[place]
+def _constant(value: object) -> Callable[[Values], object]:
+    return lambda record: value
+
+
+def site_value(layout: Layout, index: int, kind: Type, name_of: NameOf) -> Callable[[Values], object]:
+    """Reads one value of a record."""
+    nil, place = layout.item(f"nil{index}"), layout.item(f"value{index}")
     plain = kind.without("nil")
-    if isinstance(item, bytes):
-        return unpack_bytes(plain, item)
-    assert isinstance(item, int)
-    return number(plain, pack("=q", item), name_of)
+    if place is None:
+        return _constant(None)
+    if nil is None and plain.is_only("integer"):
+        return itemgetter(place)
+
+    def read(record: Values) -> object:
+        if nil is not None and record[nil]:
+            return None
+        item = record[place]
+        if isinstance(item, bytes):
+            return unpack_bytes(plain, item)
+        assert isinstance(item, int)
+        return number(plain, pack("=q", item), name_of)
+
+    return read

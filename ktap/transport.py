@@ -34,8 +34,8 @@ class Buffer(Protocol):
     def maps(self) -> Sequence[Tuple[str, int]]:
         """The maps that programs write to: the name of the reference and the file descriptor."""
 
-    def expect(self, layouts: Sequence[Layout], points_bits: int) -> None:
-        """Tell how records are laid out: one layout an event, a point being an event's number << bits."""
+    def expect(self, layouts: Sequence[Optional[Layout]], points_bits: int) -> None:
+        """Tell how records are laid out: one layout an event (None: it sends none), a point being its number << bits."""
 
     def drain(self) -> Drained:
         """Everything written so far."""
@@ -52,7 +52,7 @@ class OnDemand:
         self.name = name
         self._make = make
         self._made: Optional[Buffer] = None
-        self._expected: Tuple[Sequence[Layout], int] = ((), 0)
+        self._expected: Tuple[Sequence[Optional[Layout]], int] = ((), 0)
 
     @property
     def maps(self) -> Sequence[Tuple[str, int]]:
@@ -62,7 +62,7 @@ class OnDemand:
             self._made.expect(*self._expected)
         return self._made.maps
 
-    def expect(self, layouts: Sequence[Layout], points_bits: int) -> None:
+    def expect(self, layouts: Sequence[Optional[Layout]], points_bits: int) -> None:
         """See Buffer.expect."""
         self._expected = (layouts, points_bits)
         if self._made is not None:
@@ -86,11 +86,17 @@ class Shape(NamedTuple):
     uniform: Optional[Layout]
 
 
-def shape(layouts: Sequence[Layout], bits: int) -> Shape:
-    """The shape of records of these layouts; `bits` as in `Buffer.expect`."""
-    made = {layout: decoder(layout) for layout in set(layouts)}
-    alike = len({layout.letters for layout in layouts}) == 1 and not layouts[0].varies
-    return Shape(tuple(made[layout] for layout in layouts), bits, layouts[0] if alike else None)
+def shape(layouts: Sequence[Optional[Layout]], bits: int) -> Shape:
+    """The shape of records of these layouts; arguments as in `Buffer.expect`."""
+    sent = [layout for layout in layouts if layout is not None]
+    made = {layout: decoder(layout) for layout in set(sent)}
+    alike = len({layout.letters for layout in sent}) == 1 and not sent[0].varies
+    decoders = tuple(_unsent if layout is None else made[layout] for layout in layouts)
+    return Shape(decoders, bits, sent[0] if alike else None)
+
+
+def _unsent(data: memoryview, offset: int) -> Values:
+    raise LookupError("a record of an event that sends none")
 
 
 def striding(layout: Layout, before: int, stride: int) -> Struct:
