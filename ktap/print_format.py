@@ -92,7 +92,7 @@ def syscall_text(event: EventFormat, release: str) -> Formatter:
     """`sys_openat(dfd: 0xffffff9c, …)` for an entry, `sys_openat -> 0x3` for an exit."""
     from struct import Struct
 
-    kind, _, call = event.name.removeprefix("sys_").partition("_")
+    kind, _, call = event.name.removeprefix("sys_").replace("%", "%%").partition("_")
     name = f"sys_{call}"
     if kind == "exit":
         result, offset = Struct("=Q").unpack_from, event.fields[-1].offset
@@ -100,7 +100,7 @@ def syscall_text(event: EventFormat, release: str) -> Formatter:
         return lambda raw: head % result(raw, offset)
     arguments = [f for f in event.fields if f.offset >= 16 and f.place == event_format.INLINE]
     if not arguments:
-        whole = f"{name}()".encode()
+        whole = f"{name}()".replace("%%", "%").encode()
         return lambda raw: whole
     unpack = Struct(f"={len(arguments)}Q").unpack_from
     plain = _version(release) < SYSCALL_PREFIX_SINCE

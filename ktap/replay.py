@@ -28,6 +28,7 @@ from typing import (
 )
 
 from ktap import recording as file
+from ktap.capture import RAW
 from ktap.captured import ARGUMENTS, MEMBER, READ, RECORD, Kind, make_event
 from ktap.chunks import ChunkReader, NoRecording
 from ktap.demand import Demand
@@ -176,6 +177,8 @@ def _track(event: file.RecordedEvent) -> Track:
     arguments = layout.item(ARGUMENTS)
     if arguments is not None and layout.slots[arguments - 3].size_bytes != 8 * len(event.arguments):
         raise Malformed(f"the arguments of {event.label}")
+    if "%" in "".join(event.arguments) or (event.context == RAW and "%" in event.name):
+        raise Malformed(f"the names of {event.label}")  # they become part of a template
     for number in range(len(event.reads)):
         if layout.item(f"{READ}{number}") is None:
             raise Malformed(f"the reads of {event.label}")

@@ -372,6 +372,13 @@ def test_system_calls_without_arguments() -> None:
     assert show(bytes(16)) == b"sys_getpid()"
 
 
+def test_names_with_percent_signs_are_names() -> None:
+    for arguments, expected in (((), b"sys_x%s()"), (("a",), b"sys_x%s(a: 0)")):
+        show = syscall("x%s", *arguments)
+        assert callable(show)
+        assert show(bytes(24)) == expected
+
+
 def test_exits_of_system_calls() -> None:
     text = "name: sys_exit_read\nID: 1\nformat:\n\tfield:int __syscall_nr;\toffset:8;\tsize:4;\tsigned:1;\n"
     text += '\tfield:long ret;\toffset:16;\tsize:8;\tsigned:1;\n\nprint fmt: "0x%lx", REC->ret\n'

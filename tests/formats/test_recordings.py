@@ -20,7 +20,9 @@ from ktap import recorder as writing
 from ktap import recording as file
 from ktap.btf import Argument
 from ktap.chunks import HEAD, MAGIC, ChunkReader, ChunkWriter, NoRecording
+from ktap.demand import Number, Read
 from ktap.layout import Layout, aligned, decoder, fixed, integer, variable
+from ktap.members import Member
 from ktap.plain import Malformed, from_plain, to_plain
 from ktap.recorder import Answers, Recorder, encoder
 from ktap.replay import Recording, ReplayHost, ReplayNames
@@ -185,6 +187,28 @@ def test_recordings_of_elsewhere(path: Path, header: dict[str, object], message:
     with pytest.raises(Refusal, match=message) as refusal:
         Recording(str(path))
     assert refusal.value.status == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arguments": ("a", "b%s", "c")},
+        {"name": "x%s"},
+        {"layout": Layout((integer("pid_tgid", "I"),) * 1001)},
+        {"layout": Layout((fixed("x", 4)._replace(letters="5s"),))},
+        {"layout": Layout((fixed("arguments", 8),))},
+        {"reads": (Read("user", "string", Number(1), 10),)},
+        {"members": (Member("curtask.x", Read("kernel", "bytes", Number(1), 8)),)},
+    ],
+)
+def test_invented_events_are_refused(path: Path, change: dict[str, object]) -> None:
+    data = path.read_bytes()
+    events = from_plain(file.Events, json.loads(content(data, file.EVENTS)))
+    raw = next(event for event in events.events if event.label == "raw:event")
+    for broken in (events._replace(events=(raw._replace(**change),)), events._replace(bits=90)):
+        path.write_bytes(rebuilt(data, file.EVENTS, json.dumps(to_plain(broken)).encode()))
+        with pytest.raises(Refusal, match="cannot be replayed"):
+            Recording(str(path))
 
 
 def test_what_is_no_recording(tmp_path: Path) -> None:
