@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,14 +53,16 @@ def test_anybody_can_replay(ktap: Ktap, script: str, tmp_path: Path) -> None:
     ktap("-q", "-o", "/dev/null", "--record", file, script, "--", "true")
     assert os.stat(file).st_mode & 0o777 == 0o600  # it has what only root may see
     prefix = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-    copy = Path("/tmp") / f"ktap_test_{os.getpid()}_{tmp_path.parent.name}"
+    place = Path(tempfile.mkdtemp(prefix="ktap-"))
+    copy = place / "recording"
     shutil.copy(file, copy)
     try:
+        place.chmod(0o755)
         copy.chmod(0o644)
         code = "n = 0 trace *:* { n += 1 } trace_end { print(n > 10) }"
         assert ktap("--replay", str(copy), "-e", code, prefix=prefix, cwd=Path("/")).stdout == "true\n"
     finally:
-        copy.unlink()
+        shutil.rmtree(place)
 
 
 def test_another_script_runs_on_it(ktap: Ktap, script: str, tmp_path: Path) -> None:
