@@ -38,9 +38,13 @@ def event_text(event: EventFormat, names: KernelNames, release: str) -> EventTex
     if event.is_syscall:
         return EventText(syscall_text(event, release), False, None)
     from ktap.print_compiler import compile_text
+    from ktap.probe_text import is_probe, probe_items
 
     try:
-        show, asks_names = compile_text(event, parse_list(event.print_format), names)
+        items = parse_list(event.print_format)
+        if is_probe(event):
+            items = probe_items(items)
+        show, asks_names = compile_text(event, items, names)
     except Unsupported as reason:
         return EventText(field_text(event), False, str(reason))
     return EventText(show, asks_names, None)

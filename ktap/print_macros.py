@@ -198,6 +198,31 @@ def _constant_p(compiler: Compiler, arguments: tuple[Node, ...]) -> Compiled:
     return literal(0, c.INT)
 
 
+def _probe_place(compiler: Compiler, arguments: tuple[Node, ...]) -> Compiled:
+    """The place of a probe: a symbol in the kernel, hexadecimal in a process."""
+    return _probe_address(compiler, arguments, compiler.names.symbol)
+
+
+def _probe_function(compiler: Compiler, arguments: tuple[Node, ...]) -> Compiled:
+    return _probe_address(compiler, arguments, compiler.names.symbol_name)
+
+
+def _probe_address(compiler: Compiler, arguments: tuple[Node, ...], name: Callable[[int], bytes]) -> Compiled:
+    def show(address: int) -> bytes:
+        return name(address) if address >> 63 else b"0x%x" % address
+
+    compiler.asks_names = True
+    address = convert(compiler.number(arguments[0]), c.UNSIGNED_LONG)
+    return _text(f"{compiler.constant(show)}({address.source})")
+
+
+def _probe_string(compiler: Compiler, arguments: tuple[Node, ...]) -> Compiled:
+    """A string in quotes, or that it could not be read: then it has no bytes, not even a NUL."""
+    data = compiler.data(arguments[0])
+    quoted = compiler.constant(lambda raw: b'"%s"' % raw.partition(b"\0")[0] if raw else b"(fault)")
+    return _text(f"{quoted}({data.source})")
+
+
 def _require(holds: bool) -> None:
     if not holds:
         raise Unsupported("a printing macro with unknown arguments")
@@ -230,6 +255,9 @@ MACROS: dict[str, Macro] = {
     "__get_rel_cpumask": _get_bitmask,
     "__get_sockaddr": _get_socket_address,
     "__get_rel_sockaddr": _get_socket_address,
+    "__probe_place": _probe_place,
+    "__probe_function": _probe_function,
+    "__probe_string": _probe_string,
     "__builtin_expect": _expect,
     "__builtin_constant_p": _constant_p,
 }

@@ -329,6 +329,38 @@ def test_what_asks_the_kernel() -> None:
     assert not asks('"%px %d", REC->p, REC->i') and not asks('"%s", REC->comm')
 
 
+def probe(print_format: str, *fields: str) -> object:
+    text = event_text(made(*fields, print_format=print_format), Names(), RELEASE)
+    return text.fallback or text.show
+
+
+def test_probes_of_users() -> None:
+    data = "__data_loc char[] s@16+4"
+    show = probe(
+        '"(%lx) s=\\"%s\\" n=%d%%", REC->__probe_ip, __get_str(s), REC->n',
+        "unsigned long __probe_ip@8+8",
+        data,
+        "int n@20+4-",
+    )
+    assert callable(show)
+
+    def record(address: int, text: bytes) -> bytes:
+        return bytes(8) + struct.pack("=QHHi", address, 24, len(text), -1) + text
+
+    assert show(record(0x401000, b"hi\0")) == b'made: (0x401000) s="hi" n=-1%'
+    assert show(record(0x401000, b"")) == b"made: (0x401000) s=(fault) n=-1%"
+    assert show(record(0xFFFFFFFF81000010, b"\0")) == b'made: (f+0x10/0x100) s="" n=-1%'
+    fields = ("unsigned long __probe_func@8+8", "unsigned long __probe_ret_ip@16+8")
+    show = probe('"(%lx <- %lx)", REC->__probe_func, REC->__probe_ret_ip', *fields)
+    assert callable(show)
+    assert show(bytes(8) + struct.pack("=QQ", 0x10, 0x20)) == b"made: (0x20 <- 0x10)"
+    high = 1 << 63
+    assert show(bytes(8) + struct.pack("=QQ", high, high + 2)) == b"made: (f+0x2/0x100 <- f)"
+    assert probe('"%d", REC->__probe_ip', "unsigned long __probe_ip@8+8") == "the place of a probe"
+    assert probe("REC->__probe_ip", "unsigned long __probe_ip@8+8") == "no format string"
+    assert probe('"(%lx) %d", REC->__probe_ip', "unsigned long __probe_ip@8+8").startswith("fewer")  # type: ignore[attr-defined]
+
+
 # -- system calls -----------------------------------------------------------------------------------
 
 ENTER = """name: sys_enter_{name}
@@ -346,7 +378,7 @@ def syscall(name: str, *arguments: str, release: str = RELEASE) -> object:
     fields = "".join(
         f"\tfield:int {argument};\toffset:{16 + 8 * at};\tsize:8;\tsigned:0;\n" for at, argument in enumerate(arguments)
     )
-    event = parse_format("syscalls", ENTER.format(name=name, fields=fields))
+    event = parse_format("syscalls", ENTER.format(name="x", fields=fields))._replace(name=f"sys_enter_{name}")
     return event_text(event, Names(), release).show
 
 
