@@ -1,5 +1,6 @@
 # make run    sets ktap up and traces this machine for three seconds
 # make test   sets up what the tests need and runs them all
+# make test-kernels  boots other kernels in an emulated machine and runs the tests of kernel functions there
 # make lint bench clean
 #
 # Set-up says in a line each what it installs, and does nothing the second time.
@@ -7,7 +8,7 @@
 # Where this directory cannot be written and nobody has set ktap up in it, they work on a copy.
 
 .DEFAULT_GOAL := run
-.PHONY: run test lint bench clean compiled packages tracefs
+.PHONY: run test test-kernels lint bench clean compiled packages emulator tracefs
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -16,6 +17,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON   := /usr/bin/python3
 VENV     := .venv
 KTAP     := $(VENV)/bin/ktap
+EMULATOR := qemu-system-x86 qemu-system-common
 PACKAGES := python3 python3-venv python3-bpfcc
 SCRIPT   := scripts/syscalls_count.kp
 RECORDING := examples/syscalls.ktaprec
@@ -29,7 +31,7 @@ AS_ROOT := $(addsuffix $(SPACE),$(filter sudo,$(ROOT)))
 PIP := $(VENV)/bin/python3 -m pip install --quiet --quiet --no-input --disable-pip-version-check $(if $(shell [ -w "$$HOME" ] && echo y),,--no-cache-dir)
 
 ifeq ($(WRITABLE)$(wildcard $(VENV)/.installed),)
-run test lint bench:
+run test test-kernels lint bench:
 	@copy=$$(mktemp -d /tmp/ktap.XXXXXX)
 	echo "$$(id -un) cannot write $(CURDIR): working on a copy in $$copy"
 	tar -c --exclude=./.git --exclude=./.venv . | tar -x -C $$copy
@@ -55,7 +57,7 @@ run: compiled tracefs
 	fi
 	echo "    $(KTAP) help functions"
 
-test: lint compiled tracefs
+test: lint compiled tracefs emulator
 	@export COVERAGE_FILE=$$PWD/.coverage
 	$(VENV)/bin/coverage erase
 	status=0
@@ -63,6 +65,9 @@ test: lint compiled tracefs
 	$(VENV)/bin/coverage combine --quiet
 	$(VENV)/bin/coverage report --fail-under=$(COVERAGE_MINIMUM) || status=$$?
 	exit $$status
+
+test-kernels: $(VENV)/.tested compiled emulator
+	@$(AS_ROOT)$(VENV)/bin/python -m pytest -q -rs -p no:cacheprovider tests/kernels </dev/null
 
 lint: $(VENV)/.tested
 	@$(VENV)/bin/ruff check --quiet
@@ -111,6 +116,14 @@ packages:
 	apt="$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get --quiet=2 --yes"
 	{ $$apt update && $$apt install --no-install-recommends $$missing; } >$$log 2>&1 </dev/null || { cat $$log; exit 1; }
 	rm -f $$log
+
+# Only tests of other kernels need it; they are skipped where it cannot be had.
+emulator:
+	@[ "$$(uname -m)" = x86_64 ] && command -v apt-get >/dev/null && ! command -v qemu-system-x86_64 >/dev/null || exit 0
+	[ "$(ROOT)" != false ] || exit 0
+	echo "installing Debian packages for tests on other kernels: $(EMULATOR)"
+	apt="$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get --quiet=2 --yes"
+	{ $$apt update && $$apt install --no-install-recommends $(EMULATOR); } >/dev/null 2>&1 </dev/null || echo "they cannot be had here: those tests will be skipped"
 
 tracefs:
 	@if [ ! -e /sys/kernel/tracing/events ] && [ "$(ROOT)" != false ]; then

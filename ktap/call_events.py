@@ -111,9 +111,11 @@ def find_calls(text: str, condition: Optional[str], wanted: Demand, where: Where
             f"`{text}` matches {len(places)} functions, more than {where.most_probes}",
             f"--max-probes {len(places)} probes them all",
         )
-    types = where.types()
+    types = where.types()  # they also say which functions a typed program can be given
     reads = bool(condition) or reads_record(wanted)
-    prototypes = types.functions([name for name, _ in places]) if types is not None and reads else {}
+    prototypes = (
+        types.functions([name for name, _ in places]) if types is not None and (reads or not written.is_glob) else {}
+    )
     maker = _Maker(written, machine, types, reads and not written.fetch)
     return [maker.call(name, address, prototypes.get(name)) for name, address in places]
 

@@ -8,9 +8,10 @@ needed: kallsyms alone takes a tenth of a second.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from fnmatch import translate
 from functools import cache
-from typing import Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from ktap import links, tracefs
 from vm.diagnostic import Refusal
@@ -47,7 +48,7 @@ class KernelFunctions:
     def __init__(self) -> None:
         self._text: Optional[bytes] = None
         self._blacklist: Optional[FrozenSet[str]] = None
-        self._traceable: Optional[Dict[str, List[int]]] = None
+        self._traced: Optional[Traced] = None
 
     def can_be_probed(self) -> bool:
         """Whether the kernel has any way to probe them."""
@@ -71,21 +72,22 @@ class KernelFunctions:
 
         Functions of one name are left out where it cannot be told which of them can be.
         """
-        compiled = re.compile(translate(pattern))
-        never = re.compile("|".join(translate(glob) for glob in NEVER_GLOBS))
-        named_so = pattern.lstrip("_").startswith(("bpf", "perf", "ring", "rethook", "fprobe"))
-        known = self._all_traceable()
-        names = [
-            name
-            for name in known
-            if compiled.match(name)
-            and not self.is_refused(name)
-            and "." not in name[1:]
-            and (named_so or not never.match(name))
-        ]
-        looked_up = self.addresses(names)
-        found = {name: _beginnings(looked_up.get(name, []), known[name]) for name in sorted(names)}
-        return {name: places for name, places in found.items() if places}
+        match = re.compile(translate(pattern)).match
+        never = re.compile("|".join(translate(glob) for glob in NEVER_GLOBS)).match
+        if pattern.lstrip("_").startswith(("bpf", "perf", "ring", "rethook", "fprobe")):
+            never = re.compile(r"(?!)").match
+        found: Dict[str, List[int]] = {}
+        met: Set[int] = set()
+        for line in re.finditer(rb"^([0-9a-f]+) [tTwW] ([^\s.]+)(?=\s|$)", self._kallsyms(), re.M):
+            name = line[2].decode()
+            if match(name) is None or never(name) is not None or self.is_refused(name):
+                continue
+            address = int(line[1], 16)
+            if address not in met:  # of several names of one function the first
+                met.add(address)
+                found.setdefault(name, []).append(address)
+        traced = self._all_traced()
+        return {name: places for name in sorted(found) if (places := traced.among(name, found[name]))}
 
     def is_refused(self, name: str) -> bool:
         """Whether a function must not be probed."""
@@ -116,34 +118,38 @@ class KernelFunctions:
             self._text = _read(KALLSYMS)
         return self._text
 
-    def _all_traceable(self) -> Dict[str, List[int]]:
-        """The names of the function tracer, with the addresses it tells."""
-        if self._traceable is not None:
-            return self._traceable
-        found: Dict[str, List[int]] = {}
-        root = tracefs.find().root
-        for line in _read(f"{root}/{FILTER_ADDRESSES}").decode().split("\n"):
-            address, _, rest = line.partition(" ")
-            name = rest.partition(" ")[0]
-            if name:
-                found.setdefault(name, []).append(int(address, 16))
-        if not found:
-            for line in _read(f"{root}/{FILTER_FUNCTIONS}").decode().split("\n"):
-                name = line.partition(" ")[0]
-                if name:
-                    found.setdefault(name, [])
-        if not found:
-            for match in re.finditer(rb"^[0-9a-f]+ [tT] (\S+)", self._kallsyms(), re.M):
-                found.setdefault(match[1].decode(), [])
-        self._traceable = {name: places for name, places in found.items() if not name.startswith("__ftrace_invalid")}
-        return self._traceable
+    def _all_traced(self) -> Traced:
+        if self._traced is None:
+            self._traced = _read_traced(tracefs.find().root)
+        return self._traced
 
 
-def _beginnings(addresses: Sequence[int], traced: Sequence[int]) -> List[int]:
-    """Where functions of one name begin that the function tracer can trace, a few bytes behind their beginning."""
-    if not traced:
-        return list(addresses) if len(addresses) == 1 else []
-    return [address for address in addresses if any(0 <= place - address <= MOST_PREFIX_BYTES for place in traced)]
+class Traced(NamedTuple):
+    """What the function tracer can trace: places, in order, or else only names; neither where it does not say."""
+
+    places: Sequence[int] = ()
+    names: FrozenSet[str] = frozenset()
+
+    def among(self, name: str, addresses: Sequence[int]) -> List[int]:
+        """Which functions of a name, that begin at some addresses, can be traced."""
+        if self.places:
+            return [address for address in addresses if self._soon_behind(address)]
+        if self.names and (name not in self.names or len(addresses) > 1):
+            return []
+        return list(addresses)
+
+    def _soon_behind(self, address: int) -> bool:
+        at = bisect_left(self.places, address)
+        return at < len(self.places) and self.places[at] - address <= MOST_PREFIX_BYTES
+
+
+def _read_traced(root: str) -> Traced:
+    with_places = _read(f"{root}/{FILTER_ADDRESSES}")
+    places = sorted(int(match[1], 16) for match in re.finditer(rb"^(?:0x)?([0-9a-f]+) ", with_places, re.M))
+    if places:
+        return Traced(places)
+    names = re.findall(rb"^(\S+)", _read(f"{root}/{FILTER_FUNCTIONS}"), re.M)
+    return Traced((), frozenset(name.decode() for name in names))
 
 
 def near_tracepoints(name: str) -> Tuple[str, ...]:

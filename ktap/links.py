@@ -15,10 +15,14 @@ import os
 import struct
 from contextlib import suppress
 from functools import cache
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from ktap import kernel
 from ktap.calls import Called
+
+if TYPE_CHECKING:
+    from ktap.capture import Case
+    from ktap.plan import Captured
 
 TRACING = 26
 """Kind of a typed program."""
@@ -49,6 +53,23 @@ class Attached(NamedTuple):
     fds: List[int]
     multi: List[Tuple[str, int]]
     refused: List[Tuple[Place, OSError]]
+
+
+def groups(events: Sequence[Tuple[int, Captured]]) -> List[List[Tuple[int, Captured]]]:
+    """Functions of the kernel, put together where one program serves them all."""
+    found: Dict[Tuple[str, int, bool], List[Tuple[int, Captured]]] = {}
+    cases: Dict[int, int] = {}
+    known: List[Case] = []
+    for number, event in events:
+        called = event.wanted.called
+        assert called is not None
+        identity = cases.get(id(event.case))
+        if identity is None:
+            if event.case not in known:
+                known.append(event.case)
+            identity = cases[id(event.case)] = known.index(event.case)
+        found.setdefault((event.wanted.context, identity, called.offset != 0), []).append((number, event))
+    return list(found.values())
 
 
 def wants_multi(places: Sequence[Place]) -> bool:
@@ -161,7 +182,14 @@ def open_probe(symbol: str, offset: int, returns: bool) -> int:
     name = ctypes.create_string_buffer(symbol.encode())
     config = RETURNS if returns else 0
     counter = kernel.Counter(kind, config, period=1, config1=ctypes.addressof(name), config2=offset)
-    return kernel.open_perf_event(counter, kernel.online_cpus()[0], what=symbol)  # its program runs on all processors
+    try:
+        return kernel.open_perf_event(
+            counter, kernel.online_cpus()[0], what=symbol
+        )  # its program runs on all processors
+    except OSError as error:
+        if error.errno != errno.EILSEQ:
+            raise
+        raise OSError(error.errno, "no instruction starts there", f"{symbol}+{offset:#x}") from error
 
 
 def multi_misses(link: int) -> int:

@@ -38,6 +38,10 @@ def list_events(pattern: str, verbose: bool) -> str:
 
         if lists(pattern):
             return list_places(pattern, verbose)
+        if pattern.startswith("probe:"):
+            from ktap.call_listing import list_functions
+
+            return list_functions(pattern, verbose)
     mounted = tracefs.find()
     names = mounted.match(pattern)
     if not names:

@@ -11,11 +11,13 @@ from ktap.options import Options
 from ktap.session import KernelTypes
 from ktap.sources import live_source
 from vm.event import Loss
+from vm.limits import Limits
 from vm.local_host import LocalHost
 from vm.machine import Machine
 from vm.machine import Options as MachineOptions
 from vm.run import Run, RunOptions
 
+LIMITS = Limits()
 TRANSPORTS = ("ring", "perf")
 
 
@@ -62,15 +64,19 @@ def trace(
     cpu: Optional[int] = None,
     duration_s: Optional[float] = None,
     everyone: bool = False,
+    tier: str = "vm",
+    limits: Limits = LIMITS,
 ) -> Traced:
     """Trace until the command ends, or for a time. Only the command and its children, unless `everyone`.
 
     Raises Refusal for a script that cannot be traced.
     """
     sink, notices, faults = Sink(), [], []
-    machine = Machine(compile_source(script, "test.kp").program, sink, LocalHost(), MachineOptions(types=KernelTypes()))
+    machine = Machine(
+        compile_source(script, "test.kp").program, sink, LocalHost(), MachineOptions(limits, types=KernelTypes())
+    )
     child = Child(command) if command else None
-    options = Options(buffer=buffer, buffer_bytes=buffer_bytes, pid=pid, cpu=cpu, tier="vm")
+    options = Options(buffer=buffer, buffer_bytes=buffer_bytes, pid=pid, cpu=cpu, tier=tier)
     source = live_source(machine, options, child.pid if child and not everyone else None, notices.append)
     run = Run(
         machine,

@@ -1,0 +1,236 @@
+"""Functions of the kernel: run on other kernels by test_kernels, because not every machine's own has kprobes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tracing import Traced, python, trace
+
+from ktap import kernel, links
+from ktap.live import LiveSource
+from vm.diagnostic import Refusal
+from vm.limits import Limits
+
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.skipif(links.probe_type() is None, reason="this kernel cannot probe its functions"),
+]
+
+TIERS = ("vm", "kernel")
+CALLS = 200
+NULLS = f"""
+import os
+fd = os.open("/dev/null", os.O_RDWR)
+for _ in range({CALLS}):
+    os.write(fd, b"x"); os.read(fd, 1); os.lseek(fd, 1, 0)
+"""
+FUNCTION = "write_null"
+"""What writing to /dev/null calls through a pointer, so that no compiler can inline it."""
+
+SECOND = "+0x4" if Path("/sys/kernel/tracing/available_filter_functions_addrs").exists() else "+0x5"
+"""Where the function's second instruction is: the kernels that have the file begin theirs with ENDBR (4 bytes)."""
+OPEN_FLAGS = os.O_CLOEXEC | 0o100000
+"""What Python's os.open adds, and what the kernel does (O_LARGEFILE)."""
+
+
+def backends(traced: Traced) -> set[str]:
+    assert isinstance(traced.source, LiveSource)
+    return set(traced.source.backends.values())
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_every_way_to_reach_a_function_counts_every_call(tier: str) -> None:
+    ways = {
+        "typed": FUNCTION,
+        "registers": f"{FUNCTION} s=%sp",
+        "glob": "read_nul*",
+        "typed_return": f"{FUNCTION}%return",
+        "registers_return": f"{FUNCTION}%return s=%sp",
+        "glob_return": "read_nul*%return",
+    }
+    counters = "\n".join(f"var {name} = 0" for name in ways)
+    probes = "\n".join(f"trace probe:{text} {{ {name} += 1 }}" for name, text in ways.items())
+    script = f"{counters}\n{probes}\ntrace_end {{ print({', '.join(ways)}) }}"
+    traced = trace(script, python(NULLS), tier=tier)
+    assert not traced.losses
+    assert traced.lines == ["\t".join([str(CALLS)] * len(ways))]
+    many = {"kprobe multi"} if links.has_multi() else set()
+    assert backends(traced) == {"fentry", "fexit", "kprobe"} | many
+
+
+def test_a_place_within_a_function() -> None:
+    script = (
+        f"var n = 0\ntrace probe:{FUNCTION}{SECOND} {{ n += 1  where = probename }}\ntrace_end {{ print(n, where) }}"
+    )
+    assert trace(script, python(NULLS)).lines == [f"{CALLS}\t{FUNCTION}{SECOND}"]
+
+
+def test_the_middle_of_an_instruction() -> None:
+    with pytest.raises(Refusal, match="no instruction starts there"):
+        trace(f"trace probe:{FUNCTION}+0x1 {{ }}", duration_s=0.1)
+
+
+OPEN = """
+import os
+for name in ("/etc/hostname", "/etc/passwd", "/nothing/there"):
+    try:
+        os.close(os.open(name, os.O_RDONLY | os.O_DIRECTORY if "nothing" in name else os.O_RDONLY))
+    except OSError:
+        pass
+"""
+
+
+def test_fetch_arguments() -> None:
+    fetched = "dfd=%di:s32 filename=+0(%si):ustring low=%di:b4@0/32 flags=+0(%dx):x64 first=+u0(%si):u16[2]"
+    script = f"""
+    trace probe:do_sys_openat2 {fetched} /filename ~ "/etc/*"/ {{
+        print(args.dfd, args.filename, args.low, args.flags, args.first[1])
+    }}
+    """
+    lines = trace(script, python(OPEN)).lines
+    first = int.from_bytes(b"/e", sys.byteorder)
+    for name in ("/etc/hostname", "/etc/passwd"):
+        assert f"-100\t{name}\t{-100 & 15}\t{OPEN_FLAGS}\t{first}" in lines
+
+
+def test_the_paths_a_program_opens() -> None:
+    script = """
+    trace probe:do_sys_openat2 dfd=%di filename=+0(%si):ustring { print(execname, args.filename) }
+    """
+    lines = trace(script, ["/bin/cat", "/etc/hostname", "/etc/passwd", "/nothing/there"]).lines
+    opened = [line for line in lines if line.partition("\t")[2] in ("/etc/hostname", "/etc/passwd", "/nothing/there")]
+    assert opened == ["cat\t/etc/hostname", "cat\t/etc/passwd", "cat\t/nothing/there"]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_parameters_by_name_and_members_behind_them(tier: str, tmp_path: Path) -> None:
+    path = tmp_path / "a file"
+    path.write_text("x" * 100)
+    code = f"import os\nfd = os.open({str(path)!r}, os.O_RDONLY)\nos.read(fd, 77)\nos.read(fd, 77)"
+    script = """
+    trace probe:vfs_read /count == 77/ { print(args.count, args.file.f_inode.i_ino) }
+    trace probe:vfs_read%return { if (retval == 23) { print("rest", retval) } }
+    trace probe:do_sys_openat2%return { if (retval == -2) { print("none", retval) } }
+    """
+    traced = trace(script, python(code + OPEN), tier=tier)
+    number = path.stat().st_ino
+    assert traced.lines.count(f"77\t{number}") == 2
+    assert traced.lines.count("rest\t23") == 1
+    assert "none\t-2" in traced.lines
+
+
+def test_text_and_memory_of_a_call(tmp_path: Path) -> None:
+    path = tmp_path / "a_file"
+    path.write_text("x")
+    script = """
+    trace probe:vfs_read /count == 77/ { print(argstr)  print(kernel_string(args.file.f_path.dentry.d_name.name)) }
+    """
+    traced = trace(script, python(f"import os\nos.read(os.open({str(path)!r}, 0), 77)"))
+    assert not traced.faults
+    lines = traced.lines
+    assert lines[0].startswith("vfs_read: (vfs_read+0x0/0x") and " count=77 " in lines[0]
+    assert lines[1] == "a_file"
+
+
+@pytest.mark.parametrize(
+    ("event", "top"),
+    [
+        (FUNCTION, FUNCTION),
+        (f"{FUNCTION} s=%sp", FUNCTION),
+        ("write_nul*", FUNCTION),
+        (f"{FUNCTION}{SECOND}", FUNCTION),
+        (f"{FUNCTION}%return", "vfs_write"),
+    ],
+)
+def test_stacks_begin_with_the_function(event: str, top: str) -> None:
+    script = f"trace probe:{event} {{ print(stack(8))  exit() }}"
+    names = [line.strip().partition("+")[0] for line in trace(script, python(NULLS)).lines]
+    assert names[0] == top or (event.endswith("%return") and names[0] == FUNCTION)
+    assert "do_syscall_64" in names
+
+
+MANY = "vfs_*" if links.has_multi() else "vfs_[rw]*"
+"""Where each function costs a perf event it is long until the kernel has let go of it."""
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_globs_say_which_function_it_was(tier: str) -> None:
+    script = f"""
+    trace probe:{MANY} {{ n[probename] += 1 }}
+    trace probe:{MANY.replace("vfs_", "tcp_v4_").replace("[rw]", "[cd]")} {{ n[probename] += 1 }}
+    trace_end {{ for (k, v in sort_pairs(n)) {{ print(k, v) }} }}
+    """
+    code = """
+import os, socket
+fds = os.pipe()
+for _ in range(50):
+    os.write(fds[1], b"x"); os.read(fds[0], 1)
+a = socket.socket()
+try: a.connect(("127.0.0.1", 1))
+except OSError: pass
+"""
+    found = dict(line.split("\t") for line in trace(script, python(code), tier=tier).lines)
+    assert int(found["vfs_write"]) >= 50 and int(found["vfs_read"]) >= 50
+    assert int(found["tcp_v4_connect"]) == 1
+
+
+def test_the_function_tracers_spelling() -> None:
+    script = "trace ftrace:function /ip==vfs_wr*/ { print(probename, argstr)  exit() }"
+    (line,) = trace(script, python("import os\nos.write(os.pipe()[1], b'x')")).lines
+    assert line.startswith("function\tfunction: (vfs_write+0x0/0x") and "parent_ip=ksys_write+0x" in line
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ("probe:vfs_raed", "the kernel has no function `vfs_raed`"),
+        ("probe:__rcu_read_lock", "must not be probed"),
+        ("probe:exc_int3", "must not be probed"),
+        ("probe:vfs_read x=%zz", "no register `%zz`"),
+        ("probe:*", "--max-probes"),
+    ],
+)
+def test_what_cannot_be_probed(event: str, message: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        trace(f"trace {event} {{ }}", duration_s=0.1)
+    (diagnostic,) = caught.value.diagnostics
+    assert message in f"{diagnostic.message} {diagnostic.hint}"
+
+
+@pytest.mark.skipif(not links.has_multi(), reason="without links of many functions each costs a perf event")
+def test_five_thousand_functions() -> None:
+    before = kernel.object_ids(kernel.LINK_NEXT_ID), kernel.object_ids(kernel.PROGRAM_NEXT_ID)
+    started = time.monotonic()
+    script = "var n = 0\ntrace probe:[n-s]*_* { n += 1 }\ntrace_end { print(n > 100) }"
+    traced = trace(script, python(NULLS), tier="kernel", limits=Limits()._replace(probes=30_000))
+    assert traced.lines == ["true"]
+    assert isinstance(traced.source, LiveSource) and len(traced.source.backends) > 5_000
+    print(f"{len(traced.source.backends)} functions, {time.monotonic() - started:.1f} s in all")
+    assert (kernel.object_ids(kernel.LINK_NEXT_ID), kernel.object_ids(kernel.PROGRAM_NEXT_ID)) == before
+
+
+def test_nothing_is_left_when_it_is_killed() -> None:
+    before = kernel.object_ids(kernel.PROGRAM_NEXT_ID)
+    command = [
+        sys.executable,
+        "-m",
+        "ktap",
+        "-e",
+        f"trace probe:{MANY}, probe:{FUNCTION}, probe:vfs_read%return {{ n[probename] += 1 }}",
+    ]
+    for delay_s in (2.0, 6.0):
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(delay_s)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    deadline = time.monotonic() + 10
+    while kernel.object_ids(kernel.PROGRAM_NEXT_ID) != before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert kernel.object_ids(kernel.PROGRAM_NEXT_ID) == before
+    assert Path("/sys/kernel/tracing/kprobe_events").read_text() == ""
