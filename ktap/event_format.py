@@ -78,6 +78,8 @@ class EventFormat(NamedTuple):
         return None
 
 
+NAME = r"^name: (\S+|\S*(?:\(|::).*)$"
+"""The second form is a function's, which C++ may have written."""
 FIELD = re.compile(
     r"\tfield:(?P<declaration>[^;]*);\toffset:(?P<offset>\d+);\tsize:(?P<size>\d+);(\tsigned:(?P<signed>\d+);)?"
 )
@@ -95,7 +97,7 @@ ELEMENT_SIZES = (
 def parse_format(group: str, text: str) -> EventFormat:
     """The format in a `format` file. Raises ValueError when the text is no format file."""
     head, _, print_format = text.partition("\nprint fmt: ")
-    name = re.search(r"^name: (\w+)$", head, re.M)
+    name = re.search(NAME, head, re.M)
     number = re.search(r"^ID: (\d+)$", head, re.M)
     if name is None or number is None:
         raise ValueError(f"no event format: {text[:60]!r}")

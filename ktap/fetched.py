@@ -81,14 +81,25 @@ def record_of(
         parts.append(Part(field.offset, argument.what, argument.shape))
         offset = field.offset + field.size
     head, values = '"(0x%lx)', [f"REC->{address.name}"]
+    if address.name == ENTRY_ADDRESS:  # the kernel adds the 0x itself, where it prints such events
+        head = '"(%lx)'
     if any(argument.name == RETURN_ADDRESS for argument in hidden):
-        head, values = '"(0x%lx <- 0x%lx)', [f"REC->{RETURN_ADDRESS}", f"REC->{address.name}"]
+        head, values = '"(%lx <- %lx)', [f"REC->{address.name}", f"REC->{RETURN_ADDRESS}"]
     for argument in arguments if shown else ():
         text, value = _printed(argument)
         head += f" {argument.name}={text}"
         values += value
     event_format = EventFormat(GROUP, name, 0, (), tuple(fields), ", ".join([head + '"', *values]))
     return Record(event_format, Recipe(tuple(parts), offset + 7 & ~7))
+
+
+def format_source_of(event: EventFormat) -> str:
+    """What a `format` file would say of such an event; see ktap.event_format.parse_format."""
+    rows = [
+        f"\tfield:{field.declaration};\toffset:{field.offset};\tsize:{field.size};\tsigned:{field.signed:d};"
+        for field in event.fields
+    ]
+    return "\n".join([f"name: {event.name}", "ID: 0", "format:", *rows, "", f"print fmt: {event.print_format}", ""])
 
 
 def _field(argument: Argument, offset: int) -> Field:

@@ -16,6 +16,7 @@ from ktap.recorded_filter import NotRecorded, decider
 from ktap.replay import Found, Recording, Track
 from ktap.resolve import Kernel, Key, Resolver, Target
 from ktap.tracefs import Tracefs, TracepointName, match_names, split_pattern
+from ktap.user_functions import is_user, means
 from ktap.walk import Types
 from vm.c_types import Void
 from vm.diagnostic import Diagnostic, Refusal
@@ -124,8 +125,11 @@ def _target(track: Track) -> Target:
 def _matches(track: Track, text: str) -> bool:
     """Whether a script's event means a recorded one."""
     event = track.event
-    if event.context == PROFILE:
+    if event.context == PROFILE or event.label == text:
         return event.label == text
+    kind, _, rest = text.partition(":")
+    if is_user(kind, rest):
+        return event.label.startswith(f"{kind}:") and means(text, event.label)
     group, name = split_pattern(text)
     if group == "id":
         return track.kind.format is not None and name == str(track.kind.format.id)

@@ -10,6 +10,7 @@ from ktap import live, tracefs
 from ktap.btf import kernel_types
 from ktap.demand import Demand
 from ktap.event_format import EventFormat
+from ktap.fetched import GROUP, format_source_of
 from ktap.kernel import online_cpus
 from ktap.options import Options, refuse
 from ktap.resolve import Kernel
@@ -89,6 +90,8 @@ def recording_source(
     source = live_source(machine, options, child, say, everything(kernel_types() is not None))
 
     def format_source(event: EventFormat) -> str:
+        if event.group == GROUP:
+            return format_source_of(event)
         return tracefs.find().format_source(tracefs.TracepointName(event.group, event.name))
 
     return RecordingSource(source, host, live_names(), format_source)

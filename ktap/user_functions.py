@@ -12,7 +12,7 @@ instruction of a function that a symbol names is taken, unless the user says --u
 from __future__ import annotations
 
 import re
-from fnmatch import translate
+from fnmatch import fnmatchcase, translate
 from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from ktap.demangle import demangle, is_mangled
@@ -89,6 +89,21 @@ def take_apart(text: str) -> Written:
     returns = symbol.endswith(RETURN)
     symbol = symbol[: -len(RETURN)] if returns else symbol
     return Written(target, symbol.strip(), returns, fetch, len(text) - len(fetch))
+
+
+SAME_NAME = re.compile(r" \(0x[0-9a-f]+\)")
+"""What tells places of one name apart in labels."""
+
+
+def means(text: str, label: str) -> bool:
+    """Whether an event as a script writes it, a glob perhaps, means the one that has a label."""
+    written, known = take_apart(text), take_apart(SAME_NAME.sub("", label))
+    if (written.target, written.returns, written.fetch) != (known.target, known.returns, known.fetch):
+        return False
+    symbol = known.symbol
+    if text.startswith(f"{MARKERS}:") and ":" not in written.symbol:
+        symbol = symbol.rpartition(":")[2]
+    return written.symbol in (symbol, plain(symbol)) or fnmatchcase(symbol, written.symbol)
 
 
 def open_target(target: str) -> Binary:
