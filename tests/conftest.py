@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Optional, Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 NOBODY = 65534
@@ -24,6 +25,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # could not be written by commands that run as another user or are killed.
     for name in [name for name in os.environ if name.startswith("COVERAGE_PROCESS")]:
         del os.environ[name]
+
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
+"""How long an example takes says something about the machine's other work, nothing about ktap."""
 
 
 class Ktap(Protocol):
