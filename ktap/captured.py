@@ -32,7 +32,15 @@ PARENT = "curtask.real_parent.tgid"
 
 WORD = Struct("=q").unpack_from
 
-PLUMBING = ("bpf_prog_", "bpf_trace_run", "__bpf_trace_", "__traceiter_", "bpf_get_stack", "trace_call_bpf")
+PLUMBING = (
+    "bpf_prog_",
+    "bpf_trace_run",
+    "__bpf_trace_",
+    "__traceiter_",
+    "bpf_get_stack",
+    "trace_call_bpf",
+    "bpf_trampoline_",
+)
 """How the symbols of frames between a raw tracepoint and its program begin."""
 PLUMBING_FRAMES = 6
 """As many of them there are at most."""
