@@ -279,8 +279,8 @@ class Lowering:
         """Write a body; ends all of its blocks at the label `end`. Raises Refused."""
         assert self.plan is not None and self.tables is not None
         w = frame.w
-        limits = Limits(self.machine.limits.handler_rounds, self.machine.limits.table_entries)
         tables = self.tables
+        limits = Limits(self.machine.limits.handler_rounds, self.machine.limits.table_entries, tables.kept_entries)
         places = tables.variable_places
         stats = stats_layout(self.machine.keeping)
         shared = Shared(self.plan, tables.names, tables.exchanged, places, self._contended, stats, limits)

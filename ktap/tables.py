@@ -24,9 +24,11 @@ from compiler.lower.layouts import (
     PERCPU_HASH,
     POWERS,
     SMALLEST,
+    STATE_BYTES,
     SUM_OF,
     MapSpec,
     StatsLayout,
+    kept_entries,
     key_bytes,
     key_parts,
     part_bytes,
@@ -42,9 +44,11 @@ from vm.histogram import steps
 from vm.memory import Account
 from vm.values import MAX_INTEGER, MIN_INTEGER, Address, Key, Stack, outer_key, wrap
 
-DROPS, ZEROS, SUMS, SAMPLES, STOPPED = "drops", "zeros", "sums", "samples", "stopped"
-"""References of programs: entries dropped by table; a value of zeros; variables that are added to and sampled; whether
-a handler has ended the run."""
+DROPS, KEPT, ZEROS, SUMS, SAMPLES, STOPPED = "drops", "kept", "zeros", "sums", "samples", "stopped"
+"""References of programs: entries dropped, and removed ones kept, by table; a value of zeros; variables that are added
+to and sampled; whether a handler has ended the run."""
+PRESENT = struct.pack("=q", 1)
+"""The state of an entry that has not been removed."""
 KINDS = {
     HASH: kernel.HASH,
     PERCPU_HASH: kernel.PERCPU_HASH,
@@ -106,11 +110,14 @@ class KernelTables:
         self.held: Dict[str, Held] = {}
         self.variable_places: Dict[Variable, Tuple[str, int]] = {}
         self.reported_drops = 0
+        self.kept_entries = kept_entries(account.table_entries, self.cpus)
+        """How many removed entries each processor may leave in a table."""
         self._make_tables(account.table_entries, drained)
         self._make_variables(drained)
         self._spec(ZEROS, ARRAY, 4, max(4096, stats.size_bytes), 1)
         self._spec(STOPPED, ARRAY, 4, 8, 1)
         self._spec(DROPS, PERCPU_ARRAY, 4, 8, max(1, len(plan.tables)))
+        self._spec(KEPT, PERCPU_ARRAY, 4, 8, max(1, len(plan.tables)))
 
     # -- making -------------------------------------------------------------------------------
 
@@ -118,7 +125,8 @@ class KernelTables:
         for number, (identity, home) in enumerate(self.plan.tables.items()):
             name = self.names[identity] = f"table{number}"
             if home.home == KEYED:
-                self._spec(name, HASH, key_bytes(home.facts.key), value_bytes(home.facts.value), entries)
+                size = value_bytes(home.facts.value) + self._state_bytes(home)
+                self._spec(name, HASH, key_bytes(home.facts.key), size, entries)
             elif home.home == CONSTANT:
                 size = value_bytes(home.facts.value)
                 self._spec(name, HASH, key_bytes(home.facts.key), size, max(1, len(home.table)))
@@ -135,9 +143,14 @@ class KernelTables:
     def _fill(self, home: TableHome, name: str) -> None:
         """Put what the table holds after the main chunk into its map."""
         held = self.held[name]
+        state = PRESENT[: self._state_bytes(home)]
         for key, value in home.table.entries():
-            packed = pack_value(home.facts.value, value, held.value_bytes)
+            packed = state + pack_value(home.facts.value, value, held.value_bytes - len(state))
             kernel.update(held.inner[0], pack_key(home.facts.key, key), packed)
+
+    def _state_bytes(self, home: TableHome) -> int:
+        """What lies before the values of a table."""
+        return STATE_BYTES if home.reused and self.kept_entries else 0
 
     def _make_variables(self, drained: bool) -> None:
         for home, reference in ((SUM, SUMS), (AGGREGATION, SAMPLES)):
@@ -247,10 +260,11 @@ class KernelTables:
     def _copy(self, home: TableHome, name: str) -> None:
         held = self.held[name]
         home.table.clear()
+        start = self._state_bytes(home)
         for key, value in kernel.take_all(held.inner[0], held.key_bytes, held.value_bytes, False):
-            home.table.put(
-                unpack_key(home.facts.key, key, self.name_of), unpack_value(home.facts.value, value, self.name_of)
-            )
+            if value[:start] == PRESENT[:start]:
+                found = unpack_value(home.facts.value, value[start:], self.name_of)
+                home.table.put(unpack_key(home.facts.key, key, self.name_of), found)
 
     def _drain_variables(self) -> None:
         fresh: Dict[str, int] = {}

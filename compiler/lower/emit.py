@@ -45,6 +45,8 @@ class Limits(NamedTuple):
 
     loop_rounds: int
     table_entries: int
+    kept_entries: int = 0
+    """How many removed entries each processor may leave in a table."""
 
 
 class Shared(NamedTuple):

@@ -7,7 +7,8 @@ most as many as inference found); a stack's return addresses.
 A value is 8 bytes for an integer or a boolean; a length of 8 bytes and then the bytes for a string or a
 stack. A sum is 8 bytes, and where it is drained while events fire 8 more that count the additions. An
 aggregation is its count and its sum; how far its extremes are from the largest and from the smallest
-integer; and its buckets.
+integer; and its buckets. Where removed entries are kept, 8 bytes before the value are 1, or 0 in one that
+was removed: to remove an entry and make it again takes the kernel several times as long as to write it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ MOST_KEY_BYTES = 4096 + 512
 """The largest key: a string as long as any, and some parts beside it."""
 COUNT, SUM_OF, SMALLEST, LARGEST, BUCKETS = 0, 8, 16, 24, 32
 """Offsets in the value of an aggregation."""
+STATE_BYTES = 8
+"""Before the value of an entry that is kept when it is removed."""
+KEPT_SHARE, LEAST_KEPT = 8, 1024
+"""What share of a table's entries may be removed ones; tables of fewer than so many keep none."""
 POWERS = 65
 """Buckets of powers of two: below zero, zero, then by bit length 1 to 63."""
 
@@ -59,6 +64,11 @@ class StatsLayout(NamedTuple):
 def stats_layout(keeping: Keeping) -> StatsLayout:
     """The layout that keeps what a script reads."""
     return StatsLayout(keeping.powers, keeping.shapes)
+
+
+def kept_entries(entries: int, processors: int) -> int:
+    """How many removed entries each processor may leave in a table."""
+    return entries // KEPT_SHARE // processors if entries >= LEAST_KEPT else 0
 
 
 def rounded(size_bytes: int) -> int:

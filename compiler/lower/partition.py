@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
-from compiler.lower.flat import Branch, FlatHandler, NotLowered, Operand, Operation, Refused, Variable
+from compiler.lower.flat import Branch, Constant, FlatHandler, NotLowered, Operand, Operation, Refused, Variable
 from compiler.lower.flatten import flatten
 from compiler.lower.infer import VALUE_KINDS, Access, EventType, Facts, TableFacts, Typing, infer
 from compiler.lower.interrupts import EVENTS_OF_THREAD, SERIALIZED_BY_RUN_QUEUE, can_nest
@@ -44,6 +44,8 @@ class TableHome(NamedTuple):
     facts: TableFacts
     nested: bool
     """Whether an event that writes it can fire in the middle of another that does."""
+    reused: bool = False
+    """Whether handlers remove entries that a program may keep, marked as removed, for the next under the same key."""
 
 
 class VariableHome(NamedTuple):
@@ -182,7 +184,13 @@ def _table_home(facts: TableFacts, group: Group, name_of: Callable[[Table], str]
     if by_vm.written:
         _refuse(uses, f"a tick changes `{name}`, which handlers also read", "let the handlers alone change it")
     _check_keyed(facts, uses, group, name)
-    return TableHome(facts.table, name, KEYED, facts, nested)
+    removes = any(_removes(access) for accesses in uses.values() for access in accesses)
+    plain = not facts.value.without("nil").is_bytes
+    return TableHome(facts.table, name, KEYED, facts, nested, removes and plain and not nested)
+
+
+def _removes(access: Access) -> bool:
+    return access.op == "delete" or (access.op == "SETINDEX" and access.operation.arguments[2] == Constant(None))
 
 
 def _writes(access: Access) -> bool:

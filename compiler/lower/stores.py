@@ -15,6 +15,7 @@ from compiler.lower.layouts import (
     COUNT,
     LARGEST,
     SMALLEST,
+    STATE_BYTES,
     SUM_OF,
     key_bytes,
     key_parts,
@@ -309,7 +310,8 @@ class Stores:
         if key.type.can_be("nil"):
             w.only_if(w.value(f"xor i1 {key.isnil}, true"), done)
 
-        def copy(found: str) -> None:
+        def copy(entry: str) -> None:
+            found = self._value_of(home, entry, done)
             w.store(8, 0, isnil)
             if pointer:
                 size = w.load(8, found)
@@ -332,7 +334,7 @@ class Stores:
             remove, keep = w.fresh("remove"), w.fresh("keep")
             w.branch(value.isnil, remove, keep)
             w.label(remove)
-            w.call("map_delete", self.map(self.name(home)), key)
+            self._remove(home, key)
             w.goto(done)
             w.label(keep)
         if not value.type.is_only("nil"):
@@ -351,13 +353,72 @@ class Stores:
             self._insert(home, self.map(self.name(home)), key, room, None)
             return
         room = w.local(16, "value")
-        w.store(8, value.number, room)
+        if self._keeps(home):
+            w.store(8, 1, room)
+        w.store(8, value.number, room, self._state_bytes(home))
         self._with_found(
             self.name(home),
             key,
-            lambda found: w.store(8, value.number, found),
+            lambda found: self._write(home, found, value.number),
             lambda inside: self._insert(home, inside, key, room, None),
         )
+
+    # -- entries that are kept when they are removed ------------------------------------------
+
+    def _keeps(self, home: TableHome) -> bool:
+        return home.reused and self.shared.limits.kept_entries > 0
+
+    def _state_bytes(self, home: TableHome) -> int:
+        return STATE_BYTES if self._keeps(home) else 0
+
+    def _value_of(self, home: TableHome, entry: str, otherwise: str) -> str:
+        """The value of an entry; goes to a label where it has been removed."""
+        if not self._keeps(home):
+            return entry
+        self.w.only_if(self.w.value(f"icmp ne i64 {self.w.load(8, entry)}, 0"), otherwise)
+        return self.w.at(entry, STATE_BYTES)
+
+    def _write(self, home: TableHome, entry: str, number: str) -> None:
+        """Write the value of an entry that is there, or was removed."""
+        w = self.w
+        w.store(8, number, entry, self._state_bytes(home))
+        if self._keeps(home):
+            done = w.fresh("done")
+            w.only_if(w.value(f"icmp eq i64 {w.load(8, entry)}, 0"), done)
+            w.store(8, 1, entry)
+            count = self._kept(home, done)
+            w.store(8, w.value(f"sub i64 {w.load(8, count)}, 1"), count)
+            w.goto(done)
+            w.label(done)
+
+    def _remove(self, home: TableHome, key: str) -> None:
+        """Remove an entry, or mark it as removed where this processor has not left too many behind already."""
+        if not self._keeps(home):
+            self.w.call("map_delete", self.map(self.name(home)), key)
+            return
+        w = self.w
+        most = self.shared.limits.kept_entries
+
+        def mark(entry: str) -> None:
+            done, delete, keep = w.fresh("done"), w.fresh("delete"), w.fresh("keep")
+            self._value_of(home, entry, done)
+            count = self._kept(home, done)
+            before = w.load(8, count)
+            w.branch(w.value(f"icmp slt i64 {before}, {most}"), keep, delete)
+            w.label(keep)
+            w.store(8, 0, entry)
+            w.store(8, w.value(f"add i64 {before}, 1"), count)
+            w.goto(done)
+            w.label(delete)
+            w.call("map_delete", self.map(self.name(home)), key)
+            w.goto(done)
+            w.label(done)
+
+        self._with_found(self.name(home), key, mark, None)
+
+    def _kept(self, home: TableHome, otherwise: str) -> str:
+        """How many removed entries this processor has left behind, less those it has found again: a pointer."""
+        return self.w.lookup("kept", self.w.index(list(self.shared.plan.tables).index(id(home.table))), otherwise)
 
     def delete(self, operation: Operation, values: List[Value]) -> Value:
         """delete(t, k)."""
@@ -368,7 +429,7 @@ class Stores:
         done = self.w.fresh("done")
         if key.type.can_be("nil"):
             self.w.only_if(self.w.value(f"xor i1 {key.isnil}, true"), done)
-        self.w.call("map_delete", self.map(self.name(home)), self.key(home, key))
+        self._remove(home, self.key(home, key))
         self.w.goto(done)
         self.w.label(done)
         return of_constant(None)
