@@ -26,6 +26,9 @@ HEADER = 'target datalayout = "e-m:e-p:64:64-i64:64-i128:128-n32:64-S128"\ntarge
 STACK_BYTES = 512
 """The stack of a program (MAX_BPF_STACK of linux/filter.h)."""
 
+LARGE_STACK_BYTES = 1 << 16
+"""What the back end is told: at the true limit it ends the process, where the verifier only refuses the program."""
+
 FORBIDDEN = (
     (r"\b(f(add|sub|mul|div|rem|neg|cmp)|[us]itofp|fpto[us]i|float|double)\b", "floating point"),
     (r"\bi128\b", "128-bit integers"),
@@ -164,6 +167,7 @@ def _stack_bytes(ir: str) -> int:
 def _llvm() -> ModuleType:
     import llvmlite.binding  # type: ignore[import-untyped]
 
+    llvmlite.binding.set_option("ktap", f"-bpf-stack-size={LARGE_STACK_BYTES}")
     llvmlite.binding.initialize_all_targets()
     llvmlite.binding.initialize_all_asmprinters()
     module: ModuleType = llvmlite.binding

@@ -437,6 +437,11 @@ class Compat(NamedTuple):
     mask: int
 
 
+def release() -> tuple[int, ...]:
+    """The release of the running kernel: major and minor."""
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+
+
 @cache
 def compat() -> Optional[Compat]:
     """Where the running kernel says that a system call is a 32-bit program's; None where it has none or it is not known.
@@ -446,8 +451,7 @@ def compat() -> Optional[Compat]:
     """
     machine = os.uname().machine
     if machine == "x86_64":
-        major, minor = (int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
-        return Compat(16 if (major, minor) >= (5, 11) else 8, 2)
+        return Compat(16 if release() >= (5, 11) else 8, 2)
     return Compat(0, 1 << 22) if machine == "aarch64" else None
 
 

@@ -55,8 +55,11 @@ KINDS = {
     ARRAY: kernel.ARRAY,
     PERCPU_ARRAY: kernel.PERCPU_ARRAY,
 }
-LARGE_ENTRY_BYTES = 512
-"""Entries from this size on are allocated when they are made, not all at the start."""
+ON_DEMAND_SINCE = (6, 1)
+"""The release of Linux from which on programs allocate entries of hash maps from memory that is kept ready for them
+(kernel/bpf/memalloc.c)."""
+MOST_AT_ONCE = 4
+"""So many new entries in one run of a handler are there in any case."""
 
 
 class Held(NamedTuple):
@@ -67,6 +70,8 @@ class Held(NamedTuple):
     key_bytes: int
     value_bytes: int
 
+
+WRITES = ("SETINDEX", "ADDINDEX", "SUBINDEX", "SAMPLE")
 
 NameOf = Callable[[int], bytes]
 """The name of an event by its number."""
@@ -122,6 +127,7 @@ class KernelTables:
     # -- making -------------------------------------------------------------------------------
 
     def _make_tables(self, entries: int, drained: bool) -> None:
+        on_demand = kernel.release() >= ON_DEMAND_SINCE
         for number, (identity, home) in enumerate(self.plan.tables.items()):
             name = self.names[identity] = f"table{number}"
             if home.home == KEYED:
@@ -133,6 +139,17 @@ class KernelTables:
             else:
                 size = self.stats.size_bytes if home.home == AGGREGATION else 16 if drained else 8
                 self._spec(name, PERCPU_HASH, key_bytes(home.facts.key), size, entries, drained)
+            if on_demand and not self._comes_in_bursts(home):
+                self.specs[name] = self.specs[name]._replace(preallocated=False)
+
+    def _comes_in_bursts(self, home: TableHome) -> bool:
+        """Whether one run of a handler may insert more entries than there is memory for at once."""
+        for handler, accesses in home.facts.accesses.items():
+            blocks = self.plan.kernel[handler].blocks
+            loops = any(operation.op == "ROUND" for block in blocks for operation in block.operations)
+            if loops or sum(access.op in WRITES for access in accesses) > MOST_AT_ONCE:
+                return True
+        return False
 
     def _reserve(self, home: TableHome, name: str) -> None:
         """Entries that the script's table has must not be what is dropped for want of room."""
@@ -164,8 +181,7 @@ class KernelTables:
         self.specs[name] = MapSpec(name, kind, key_size, value_size, entries, drained)
 
     def _create(self, spec: MapSpec) -> None:
-        large = spec.kind in (HASH, PERCPU_HASH) and spec.key_bytes + spec.value_bytes >= LARGE_ENTRY_BYTES
-        flags = kernel.NO_PREALLOCATION if large else 0
+        flags = 0 if spec.preallocated else kernel.NO_PREALLOCATION
         kind, name = KINDS[spec.kind], f"ktap_{spec.name}"
         inner = [
             kernel.create_map(kind, name, spec.key_bytes, spec.value_bytes, spec.entries, flags)

@@ -35,13 +35,16 @@ from synthetic import (
 
 from compiler.bpf import MapFd, compile_program, link
 from compiler.ir import HELPERS, Writer
+from compiler.lower import interrupts
+from compiler.lower.flat import Refused
 from ktap import capture, kernel
 from ktap.capture import RAW, TRACEPOINT, Spec, capture_ir, scratch_bytes
 from ktap.glob import TEXT_VALUE_BYTES
 from ktap.lowered import Lowering
-from ktap.plan import Captured, captured
+from ktap.plan import Captured, Wanted, captured
 from ktap.predicate import needs_text
 from ktap.ring_buffer import RingBuffer
+from ktap.verifier import Unfit
 from vm.event import Batch, Loss
 from vm.machine import Machine
 
@@ -50,6 +53,9 @@ SYSCALL_PROGRAM, SLEEPABLE = 31, 16
 RING_BYTES = 1 << 18
 CPUS = 256
 """More than any case names."""
+INVENTED_GROUPS = {"test", "raw"}
+"""Their events do not interrupt one another."""
+LOG_BYTES = 1 << 20
 KERNEL_MEMORY, TASK_MEMORY = 1 << 40, 1 << 41
 """Where the test has what a case says lies in the kernel: added to its address, and that of the task's structure."""
 TASK_BYTES = 1 << 21
@@ -208,7 +214,7 @@ class KernelSource(SyntheticSource):
     @property
     def lowered(self) -> int:
         """How many handlers are in the kernel."""
-        return len(self.lowering.plan.kernel) if self.lowering.plan is not None and self.programs else 0
+        return len(self.lowering.plan.kernel) if self.lowering.plan is not None else 0
 
     def fire(self) -> None:
         """Choose what goes to the kernel; note which events happen."""
@@ -216,14 +222,35 @@ class KernelSource(SyntheticSource):
         self.bits = max((len(event.wanted.filters) for event in whole), default=0)
         self.note_steps(whole)
         found = [event.wanted for event in whole]
-        lowered = self.lowering.choose(self.probes, found)
-        if lowered:
-            self.lowering.prepare(len(found))
-            self.load([captured(self.lowering.divided(event, lowered, self.demands), self.symbols) for event in found])
+        while not self.tried(found):
+            self.events = whole
         super().fire()
         self.records = []
-        for site in self.lowering.outside() if lowered else ():
+        for site in self.lowering.outside() if self.programs else ():
             self.points += [(site.event, (site.handle,))] * (1 << self.bits)  # type: ignore[list-item]
+
+    def tried(self, found: Sequence[Wanted]) -> bool:
+        """Choose handlers and load their programs; False where one of them was refused."""
+        with patch.object(interrupts, "GROUPS_OF_TASKS", interrupts.GROUPS_OF_TASKS | INVENTED_GROUPS):
+            lowered = self.lowering.choose(self.probes, found)
+        if not lowered:
+            return True
+        self.lowering.prepare(len(found))
+        try:
+            self.load([captured(self.lowering.divided(event, lowered, self.demands), self.symbols) for event in found])
+        except Refused as refused:
+            self.unload()
+            self.lowering.refuse(refused)
+            return False
+        return True
+
+    def unload(self) -> None:
+        for fd in (*self.programs.values(), *self.maps):
+            os.close(fd)
+        self.programs, self.maps = {}, []
+        if self.ring is not None:
+            self.ring.close()
+            self.ring = None
 
     def note_steps(self, whole: Sequence[Captured]) -> None:
         time_ns = 0
@@ -255,7 +282,8 @@ class KernelSource(SyntheticSource):
         case = event.case._replace(sends=False)
         lowering.begin()
         spec = Spec(where, (case,), self.bits, "ring", emit=lowering.emit)
-        code = compile_program(capture_ir(spec), kernel.instruction_set())
+        ir = capture_ir(spec)
+        code = lowering.check((case,), lambda: compile_program(ir, kernel.instruction_set()))
         spec = spec._replace(scratch_bytes=lowering.scratch_bytes)
         identity = event.wanted.format.id if event.wanted.format is not None else 0
         values: dict[str, Union[int, MapFd]] = {**lowering.values(), "event": place, "event_id": identity}
@@ -268,7 +296,7 @@ class KernelSource(SyntheticSource):
             values["scratch"] = self.map(kernel.ARRAY, scratch_bytes(spec), CPUS)
         if any(needs_text(condition) for condition in case.filters):
             values["text"] = self.map(kernel.ARRAY, TEXT_VALUE_BYTES, CPUS)
-        return kernel.load(SYSCALL_PROGRAM, link(code, values), flags=SLEEPABLE)
+        return lowering.check((case,), lambda: load(link(code, values)))
 
     def map(self, kind: int, value_bytes: int, entries: int) -> MapFd:
         fd = kernel.create_map(kind, "ktap_test", 4, value_bytes, entries)
@@ -329,9 +357,17 @@ class KernelSource(SyntheticSource):
         if self.closed:
             return
         super().close()
-        for fd in (*self.programs.values(), *self.maps):
-            os.close(fd)
-        if self.lowering.tables is not None:
-            self.lowering.tables.close()
-        if self.ring is not None:
-            self.ring.close()
+        self.unload()
+        self.lowering.close()
+
+
+def load(instructions: bytes) -> int:
+    """A program that can be run by the system call. Raises Unfit."""
+    try:
+        return kernel.load(SYSCALL_PROGRAM, instructions, flags=SLEEPABLE)
+    except OSError as error:
+        try:
+            kernel.load(SYSCALL_PROGRAM, instructions, LOG_BYTES, SLEEPABLE)
+        except OSError as told:
+            raise Unfit(f"is refused by the kernel's verifier: {told.strerror}") from error
+        raise

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional, Sequence
 
 import pytest
 from corpus import Case, Fired, all_cases, fired, read_case
+from kernel_tier import Elsewhere, KernelSource
 from synthetic import KERNEL_RELEASE, SyntheticSource
 
 from compiler.compile import compile_source
+from ktap.lowered import Lowering
 from ktap.options import Options as Command
 from ktap.session import asks_for_events, script_arguments
 from vm.diagnostic import Diagnostic, Refusal
+from vm.event import Source
 from vm.image import dump, load
 from vm.limits import Limits
 from vm.machine import Machine, Options
@@ -25,6 +30,8 @@ from vm.verify import verify
 CASES = all_cases()
 PLACE = re.compile(r"(?P<name>[^\s:]+):(?P<line>\d+):\d+(?:: (?P<message>.*))?$")
 CALLER = "called from "
+CASES_IN_THE_KERNEL = 320
+"""At least so many run there with all their handlers."""
 
 
 class Result(NamedTuple):
@@ -104,12 +111,15 @@ def compiled(path: Path) -> tuple[Program, tuple[Diagnostic, ...]]:
 # -- tiers ------------------------------------------------------------------------------------
 
 
-def run(case: Case, program: Program) -> Result:
-    """Run a program in the VM on the events of its case."""
+MakeSource = Callable[[Machine, Sequence[Fired]], Source]
+
+
+def run(case: Case, program: Program, make_source: MakeSource = SyntheticSource) -> Result:
+    """Run a program on the events of its case."""
     sink, reports = Sink(), list[str]()
     arguments = script_arguments(Command(script=case.path.name, arguments=case.arguments))
     machine = Machine(program, sink, Host(), Options(Limits()._replace(**case.limits), arguments))
-    source = SyntheticSource(machine, case.events) if asks_for_events(program) or case.events else None
+    source = make_source(machine, case.events) if asks_for_events(program) or case.events else None
     lost: tuple[tuple[int, str], ...] = ()
     try:
         outcome = Run(machine, source, RunOptions(live=False), reports.append).execute()
@@ -146,6 +156,15 @@ def run_image(case: Case) -> Result:
     return run(case, program)
 
 
+def run_kernel(case: Case) -> Result:
+    """As the command runs a script whose handlers go to the kernel where they can."""
+    program = compiled(case.path)[0]
+    try:
+        return run(case, program, KernelSource)
+    except Elsewhere as where:
+        pytest.skip(f"the test cannot have {where}")
+
+
 class Tier(NamedTuple):
     """A way to run a case."""
 
@@ -154,13 +173,17 @@ class Tier(NamedTuple):
     is_vm: bool = True
 
 
-TIERS = (Tier("vm", run_compiled), Tier("image", run_image))
+TIERS = (
+    pytest.param(Tier("vm", run_compiled), id="vm"),
+    pytest.param(Tier("image", run_image), id="image"),
+    pytest.param(Tier("kernel", run_kernel, False), id="kernel", marks=pytest.mark.live),
+)
 
 
 # -- the test ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tier", TIERS, ids=lambda tier: tier.name)
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_case(case: Case, tier: Tier) -> None:
     if case.vm_only and not tier.is_vm:
@@ -216,3 +239,35 @@ def test_events_of_cases() -> None:
         "test:event", {"a": "-1", "text": "a b", "path": "/x=y"}, 5
     )
     assert fired("test:event").after_ns == 1000
+
+
+@pytest.mark.live
+def test_the_kernel_takes_most_handlers(capsys: pytest.CaptureFixture[str]) -> None:
+    """So many cases run in the kernel with every handler of events; what keeps others in the VM is shown."""
+    whole = 0
+    reasons: Counter[str] = Counter()
+    for case in CASES:
+        lowering = chosen(case)
+        if lowering is None or lowering.plan is None:
+            continue
+        left = lowering.reasons()
+        whole += not left and bool(lowering.plan.kernel)
+        reasons.update(re.sub(r"`\w+`", "`…`", reason.text) for reason in left.values())
+    with capsys.disabled():
+        print(f"\n{whole} cases run in the kernel; handlers that stay in the VM:")
+        print("".join(f"{count:5} {reason}\n" for reason, count in reasons.most_common(12)), end="")
+    assert whole >= CASES_IN_THE_KERNEL
+
+
+def chosen(case: Case) -> Optional[Lowering]:
+    """What decides which handlers of a case go to the kernel, after it has; None for a case without events."""
+    sources: list[KernelSource] = []
+
+    def make_source(machine: Machine, events: Sequence[Fired]) -> KernelSource:
+        sources.append(KernelSource(machine, ()))
+        return sources[0]
+
+    if not case.vm_only and case.events:
+        with suppress(Refusal):
+            run(case, compiled(case.path)[0], make_source)
+    return sources[0].lowering if sources else None

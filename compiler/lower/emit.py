@@ -384,8 +384,9 @@ class Emitter:
         return Value(result)
 
     def on_concat(self, operation: Operation, values: List[Value], result: Type) -> Value:
-        """CONCAT: left to the VM."""
-        raise NotLowered(operation.span, "joins strings", "print the parts, or use both as a key: t[a, b]")
+        """CONCAT."""
+        left, right = (v if v.type.can_be("string") else self.texts.decimal(v.number) for v in values)
+        return self.texts.joined(left, right)
 
     def on_event(self, operation: Operation, values: List[Value], result: Type) -> Value:
         """EVENT."""
@@ -434,22 +435,26 @@ class Emitter:
         return None
 
     def on_checkstep(self, operation: Operation, values: List[Value], result: Type) -> Optional[Value]:
-        """CHECKSTEP: only constant steps are lowered."""
-        step = operation.arguments[0]
-        if not isinstance(step, Constant) or step.value == 0:
-            raise NotLowered(operation.span, "a loop whose step is not a constant", "write the step as a number")
+        """CHECKSTEP."""
+        zero = self.w.value(f"icmp eq i64 {values[0].number}, 0")
+        if not isinstance(operation.arguments[0], Constant) or values[0].number == "0":
+            self.fault_if(zero, "step", operation, "the step of a for loop is 0")
         return None
 
     def on_inrange(self, operation: Operation, values: List[Value], result: Type) -> Value:
         """INRANGE."""
-        value, last, step = values
-        test = "sle" if int(step.number) > 0 else "sge"
-        return self.boolean(self.w.value(f"icmp {test} i64 {value.number}, {last.number}"))
+        w, (value, last, step) = self.w, values
+        up = w.value(f"icmp sle i64 {value.number}, {last.number}")
+        down = w.value(f"icmp sge i64 {value.number}, {last.number}")
+        forward = w.value(f"icmp sgt i64 {step.number}, 0")
+        return self.boolean(w.value(f"select i1 {forward}, i1 {up}, i1 {down}"))
 
     def on_advance(self, operation: Operation, values: List[Value], result: Type) -> Value:
         """ADVANCE: one more round when the way to `last` is at least a step; it is not negative here, so it is unsigned."""
-        value, last, step = values
-        forward = int(step.number) > 0
-        a, b = (last.number, value.number) if forward else (value.number, last.number)
-        way = self.w.value(f"sub i64 {a}, {b}")
-        return self.boolean(self.w.value(f"icmp uge i64 {way}, {abs(int(step.number))}"))
+        w, (value, last, step) = self.w, values
+        forward = w.value(f"icmp sgt i64 {step.number}, 0")
+        up = w.value(f"sub i64 {last.number}, {value.number}")
+        down = w.value(f"sub i64 {value.number}, {last.number}")
+        way = w.value(f"select i1 {forward}, i64 {up}, i64 {down}")
+        length = w.value(f"select i1 {forward}, i64 {step.number}, i64 {w.value(f'sub i64 0, {step.number}')}")
+        return self.boolean(w.value(f"icmp uge i64 {way}, {length}"))

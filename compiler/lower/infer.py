@@ -283,7 +283,12 @@ class Typing:
         """CONCAT."""
         if not all(t.is_only("string", "integer") for t in types):
             raise NotLowered(operation.span, "joins what may be no string")
-        return string(sum(t.size_bytes if t.is_only("string") else max(t.size_bytes, INTEGER_DIGITS) for t in types))
+        size = sum(t.size_bytes if t.is_only("string") else INTEGER_DIGITS for t in types)
+        if size > self.facts.string_bytes:
+            raise NotLowered(
+                operation.span, f"joins strings to what may be longer than {self.facts.string_bytes} bytes"
+            )
+        return string(size)
 
     def on_event(self, operation: Operation, types: List[Type]) -> Type:
         """EVENT."""

@@ -42,6 +42,8 @@ class MapSpec(NamedTuple):
     value_bytes: int
     entries: int
     swapped: bool = False
+    preallocated: bool = True
+    """Its entries are made with it, not each when it is inserted."""
 
 
 class StatsLayout(NamedTuple):

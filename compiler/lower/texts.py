@@ -6,17 +6,22 @@ VM), so a string that is padded with zeros needs no length.
 
 from __future__ import annotations
 
-from typing import Iterator, Tuple
+from typing import Iterator, List, Tuple
 
-from compiler.ir import Writer
+from compiler.ir import BITS, Writer
 from compiler.lower.flat import NotLowered
 from compiler.lower.layouts import rounded
+from compiler.lower.types import string
 from compiler.lower.values import Value
 
 MOST_STACK_BYTES = 208
 """How much of a program's 512 bytes of stack a handler may take; what is more lies in the map `room`."""
 MOST_STACKED_BYTES = 64
 """Larger pieces lie in the map at once."""
+PIECE_BYTES = 64
+"""So much of long strings is compared at once."""
+MOST_DIGITS, DIGITS_ROOM = 19, 32
+"""Digits of an integer, and room for them and a sign: a power of two."""
 MOST_STORED_BYTES = 256
 """Up to here bytes are copied and compared by instructions, above by a helper."""
 
@@ -131,6 +136,54 @@ class Texts:
             length = self.w.value(f"add i64 {length}, {more}")
         return length
 
+    def decimal(self, number: str) -> Value:
+        """An integer as text."""
+        w = self.w
+        room = self.room(DIGITS_ROOM)
+        negative = w.value(f"icmp slt i64 {number}, 0")
+        rest = w.value(f"select i1 {negative}, i64 {w.value(f'sub i64 0, {number}')}, i64 {number}")
+        length = "1"
+        for place in range(MOST_DIGITS):
+            shorter = w.value(f"udiv i64 {rest}, 10")
+            digit = w.value(f"sub i64 {rest}, {w.value(f'mul i64 {shorter}, 10')}")
+            w.store(1, w.narrowed(w.value(f"add i64 {digit}, 48"), 1), room, MOST_DIGITS - place)
+            more = w.value(f"icmp ne i64 {rest}, 0")
+            length = w.value(f"select i1 {more}, i64 {place + 1}, i64 {length}")
+            rest = shorter
+            w.rest()
+        sign = w.value(f"sub i64 {MOST_DIGITS}, {length}")
+        inside, behind = w.value(f"and i64 {sign}, {DIGITS_ROOM - 1}"), w.value(f"zext i1 {negative} to i64")
+        character = w.value(f"select i1 {negative}, i8 45, i8 0")
+        w.store(1, character, w.at(room, inside))
+        start = w.value(f"add i64 {inside}, {w.value(f'sub i64 1, {behind}')}")
+        begin = w.at(room, w.value(f"and i64 {start}, {DIGITS_ROOM - 1}"))
+        return Value(string(MOST_DIGITS + 1), pointer=begin, length=w.value(f"add i64 {length}, {behind}"))
+
+    def joined(self, left: Value, right: Value) -> Value:
+        """One string behind the other."""
+        w = self.w
+        sizes = [value.type.size_bytes for value in (left, right)]
+        room = self.room(sum(sizes) + 8)
+        lengths: List[str] = []
+        position = room
+        for value, most in zip((left, right), sizes):
+            if value.constant is not None:
+                self.write(value.constant, position)
+                lengths.append(str(most))
+            else:
+                length = w.value(f"zext i32 {self.bounded(self.measured(value), most)} to i64")
+                source = w.value(f"ptrtoint ptr {value.pointer} to i64")
+                w.call("probe_read_kernel", position, self.bounded(length, most), source)
+                lengths.append(length)
+            position = w.at(room, lengths[0])
+        return Value(string(sum(sizes)), pointer=room, length=w.value(f"add i64 {lengths[0]}, {lengths[1]}"))
+
+    def write(self, constant: bytes, target: str) -> None:
+        """Write the bytes of a constant."""
+        for offset, size in chunks(len(checked(constant))):
+            number = int.from_bytes(constant[offset : offset + size], "little", signed=True)
+            self.w.do(f"store {BITS[size]} {number}, ptr {self.w.at(target, offset)}, align 1")
+
     def equal(self, left: Value, right: Value) -> str:
         """Whether two strings are equal, as an i1."""
         if left.constant is not None and right.constant is not None:
@@ -140,6 +193,8 @@ class Texts:
         if right.constant is not None:
             return self._equals_constant(left, checked(right.constant))
         size = self._common(left, right)
+        if size > MOST_STORED_BYTES:
+            return self._long_equal(left, right, size)
         left, right = self.padded(left, size), self.padded(right, size)
         test = "true"
         for offset in range(0, size, 8):
@@ -152,7 +207,7 @@ class Texts:
         if size > value.type.size_bytes:
             return "false"
         if size > MOST_STORED_BYTES:
-            raise NotLowered(None, f"compares with a string of more than {MOST_STORED_BYTES} bytes")
+            return self._long_equal(value, self._placed(constant), self._common(value, Value(string(size))))
         if value.length is not None:
             test = self.w.value(f"icmp eq i64 {value.length}, {size}")
         elif size < value.type.size_bytes:
@@ -169,6 +224,8 @@ class Texts:
     def before(self, left: Value, right: Value, or_equal: bool) -> str:
         """Whether a string comes before another bytewise (or is equal), as an i1."""
         size = self._common(left, right)
+        if size > MOST_STORED_BYTES:
+            return self._long_before(left, right, size, or_equal)
         left, right = self.padded(left, size), self.padded(right, size)
         test = "true" if or_equal else "false"
         for offset in range(size - 8, -8, -8):
@@ -182,10 +239,62 @@ class Texts:
         return self.w.value(f"call i64 @llvm.bswap.i64(i64 {word})")
 
     def _common(self, left: Value, right: Value) -> int:
-        size = rounded(max(left.type.size_bytes, right.type.size_bytes, 1))
-        if size > MOST_STORED_BYTES:
-            raise NotLowered(None, "compares long strings with each other", "compare with a constant")
-        return size
+        return rounded(max(left.type.size_bytes, right.type.size_bytes, 1))
+
+    def _placed(self, constant: bytes) -> Value:
+        room = self.room(len(constant))
+        self.place(Value(string(len(constant)), constant=constant), room, rounded(len(constant)))
+        return Value(string(len(constant)), pointer=room, length=str(len(constant)), zeros=True)
+
+    def _long_equal(self, left: Value, right: Value, size: int) -> str:
+        """The same a piece after the other, up to the length that both must have."""
+        w = self.w
+        length, result = self.measured(left), w.local(8, "word")
+        same, done = w.fresh("same"), w.fresh("done")
+        left, right = self._long(left, size), self._long(right, size)
+        w.store(8, 0, result)
+        w.only_if(w.value(f"icmp eq i64 {length}, {self.measured(right)}"), done)
+        for start in range(0, size, PIECE_BYTES):
+            w.only_if(w.value(f"icmp ugt i64 {length}, {start}"), same)
+            test = "true"
+            for offset in range(start, min(start + PIECE_BYTES, size), 8):
+                word = w.value(f"icmp eq i64 {self._word(left, offset, size)}, {self._word(right, offset, size)}")
+                test = w.value(f"and i1 {test}, {word}")
+            w.only_if(test, done)
+        w.goto(same)
+        w.label(same)
+        w.store(8, 1, result)
+        w.goto(done)
+        w.label(done)
+        return w.value(f"icmp ne i64 {w.load(8, result)}, 0")
+
+    def _long_before(self, left: Value, right: Value, size: int, or_equal: bool) -> str:
+        """The first words that differ decide."""
+        w = self.w
+        lengths = [self.measured(value) for value in (left, right)]
+        longer = w.value(f"icmp ugt i64 {lengths[0]}, {lengths[1]}")
+        most = w.value(f"select i1 {longer}, i64 {lengths[0]}, i64 {lengths[1]}")
+        result, words = w.local(8, "word"), [w.local(8, name) for name in ("left", "right")]
+        differ, done = w.fresh("differ"), w.fresh("done")
+        left, right = self._long(left, size), self._long(right, size)
+        w.store(8, int(or_equal), result)
+        for offset in range(0, size, 8):
+            w.only_if(w.value(f"icmp ugt i64 {most}, {offset}"), done)
+            pair = [self._word(value, offset, size) for value in (left, right)]
+            for word, room in zip(pair, words):
+                w.store(8, word, room)
+            w.only_if(w.value(f"icmp eq i64 {pair[0]}, {pair[1]}"), differ)
+        w.goto(done)
+        w.label(differ)
+        a, b = (self._swapped(w.load(8, room)) for room in words)
+        w.store(8, w.value(f"zext i1 {w.value(f'icmp ult i64 {a}, {b}')} to i64"), result)
+        w.goto(done)
+        w.label(done)
+        return w.value(f"icmp ne i64 {w.load(8, result)}, 0")
+
+    def _long(self, value: Value, size: int) -> Value:
+        """Padded, and with its bytes in memory."""
+        return self.padded(value if value.constant is None else self._placed(value.constant), size)
 
     def _word(self, value: Value, offset: int, size: int) -> str:
         """Eight bytes of a string that is padded to `size`."""
