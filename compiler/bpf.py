@@ -68,6 +68,8 @@ class Code(NamedTuple):
 
     instructions: bytes
     references: tuple[Reference, ...]
+    kept: bool = False
+    """It was made by an earlier run."""
 
 
 class KernelVariable(NamedTuple):

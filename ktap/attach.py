@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Se
 
 from compiler.bpf import Code, KernelVariable, MapFd, link
 from ktap import kernel, libbcc
+from ktap.assemble import Made, assemble, in_place
 from ktap.capture import (
     COUNTER,
     PROFILE,
@@ -27,8 +28,6 @@ from ktap.capture import (
     UNREAD_BYTES,
     USER_RETURN,
     Case,
-    Spec,
-    capture_ir,
     needs_record,
     scratch_bytes,
     wanted_entry,
@@ -63,16 +62,6 @@ REFUSALS = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP, errno.EE
 """What the kernel says of one event that it does not trace; anything else is about all of them."""
 
 Values = Dict[str, Union[int, MapFd, KernelVariable]]
-
-
-class Made(NamedTuple):
-    """A program before it is loaded."""
-
-    spec: Spec
-    ir: str
-    code: Code
-    room_bytes: int = 0
-    """What lowered handlers need besides the stack."""
 
 
 class Program(NamedTuple):
@@ -206,7 +195,7 @@ class Attachment:
         key = f"{context} {cases}"
         made = self._made.get(key)
         if made is None:
-            made = assemble(context, cases, options, self._buffer.name, kernel.reads_in_place(), self._code_of)
+            made = assemble(context, cases, options, self._buffer.name, in_place(), self._code_of)
             self._made[key] = made
         spec = made.spec
         if spec.emit is not None and lowering is not None:
@@ -234,7 +223,7 @@ class Attachment:
                 lowering.check(cases, lambda: check(kind, link(made.code, values), attach_type))
             return -1
         instructions = link(made.code, values)
-        if attach_type:
+        if attach_type or made.code.kept:
             fd = kernel.load(kind, instructions, name=name, attach_type=attach_type, function=function)
         else:
             fd = libbcc.load_program(kind, name, instructions)
@@ -412,38 +401,6 @@ def user_groups(events: Sequence[Tuple[int, Captured]]) -> List[List[Tuple[int, 
             key = (event.wanted.context, event.wanted.spot.path, cases.index(event.case))
             found.setdefault(key, []).append((number, event))
     return list(found.values())
-
-
-def assemble(
-    context: str,
-    cases: Tuple[Case, ...],
-    options: Options,
-    transport: str,
-    in_place: bool,
-    code_of: Callable[[str], Code],
-) -> Made:
-    """A program for some kinds of records; `in_place` as in Spec, `code_of` compiles."""
-    spec = Spec(
-        context,
-        cases,
-        options.bits,
-        transport,
-        options.followed is not None,
-        options.cpu,
-        options.machine,
-        kernel.compat() if context in (SYSCALL_ENTER, SYSCALL_EXIT) else None,
-        in_place,
-        late_base=options.late_base,
-    )
-    lowering = options.lowering
-    if lowering is None or not any(case.bodies for case in cases):
-        ir = capture_ir(spec)
-        return Made(spec, ir, code_of(ir))
-    lowering.begin()
-    ir = capture_ir(spec._replace(emit=lowering.emit))
-    code = lowering.check(cases, lambda: code_of(ir))
-    spec = spec._replace(emit=lowering.emit, scratch_bytes=lowering.scratch_bytes)
-    return Made(spec, ir, code, lowering.room_bytes)
 
 
 def raw_context(event: Captured, machine: str) -> Optional[str]:

@@ -92,6 +92,8 @@ class Body(NamedTuple):
     accesses: Tuple[Access, ...]
     members: Tuple[Tuple[str, Member], ...] = ()
     """Members of structures, by the variable that names them."""
+    acts: bool = True
+    """Whether it does anything."""
 
     @property
     def needs_record(self) -> bool:
@@ -133,6 +135,15 @@ class Case(NamedTuple):
         return aligned((integer("pid_tgid", "Q"), *reads))
 
 
+class InPlace(NamedTuple):
+    """What programs read of the running task without a helper that copies it."""
+
+    task: bool = False
+    """Its fields and its registers."""
+    name_at: Optional[int] = None
+    """Where its name is (ktap.task_name)."""
+
+
 class Spec(NamedTuple):
     """A program to be made."""
 
@@ -146,8 +157,7 @@ class Spec(NamedTuple):
     cpu: Optional[int] = None
     machine: str = "x86_64"
     compat: Optional[Compat] = None
-    in_place: bool = False
-    """The running task and its registers can be read without a helper."""
+    in_place: InPlace = InPlace()
     """How system calls of 32-bit programs are told; their numbers mean other calls, and tracefs leaves them out too."""
     emit: Optional[Callable[[Frame, Body, str, str], None]] = None
     """Writes a lowered handler: the event's number as an operand, the label where it ends."""
@@ -185,6 +195,9 @@ def capture_ir(spec: Spec) -> str:
     `followed`, `scratch`, `busy`, `text`, `unread` where the spec asks for them.
     """
     w = Writer()
+    if not any(case.sends or any(body.acts for body in case.bodies) for case in spec.cases):
+        w.goto("out")
+        return w.text()
     if spec.context == RETURN:
         return _return_ir(w, spec)
     number = None
@@ -273,7 +286,7 @@ def _syscall_number(w: Writer, spec: Spec) -> str:
     """The number of the system call as an i64."""
     if spec.context == SYSCALL_ENTER:
         return w.load(8, "%ctx", 8)
-    if spec.in_place:
+    if spec.in_place.task:
         found = w.call("task_pt_regs", w.call("get_current_task_btf"))
         return w.load(8, found, REGISTERS[spec.machine].number)
     room = w.local(8, "word")
@@ -290,7 +303,7 @@ def _wanted(w: Writer, spec: Spec, number: str) -> str:
     entry = w.load(8, w.lookup("wanted", key))
     w.only_if(w.value(f"icmp ne i64 {entry}, 0"))
     if spec.compat is not None:
-        _not_compat(w, spec.compat, spec.in_place)
+        _not_compat(w, spec.compat, spec.in_place.task)
     return entry
 
 
@@ -372,6 +385,16 @@ class Frame:
         self.tentative = spec.context == SYSCALL_ENTER and case.late_filters
         self.undecided: List[Tuple[str, str]] = []
         """Labels for what a filter could not read, and where it goes on as if the comparison did not hold."""
+
+    def write_name(self, target: str) -> None:
+        """Write the name of the running task, 16 bytes padded with zeros."""
+        w, place = self.w, self.spec.in_place.name_at
+        if place is None:
+            w.call("get_current_comm", target, 16)
+            return
+        task = w.call("get_current_task_btf")
+        for offset in (0, 8):
+            w.store(8, w.load(8, task, place + offset), target, offset)
 
     def expression(self, expression: demand.Expression) -> str:
         """An address or a length as an i64; 0 where there is no such value."""

@@ -53,7 +53,7 @@ def find(text: bytes) -> Optional[Code]:
             start += length
         made_by, kept, references, instructions = parts
         if kept == text and made_by == _made_by():
-            return Code(instructions, _read_references(references))
+            return Code(instructions, _read_references(references), kept=True)
     return None
 
 

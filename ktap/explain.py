@@ -16,7 +16,19 @@ from compiler.lower.layouts import ARRAY, HASH, PERCPU_ARRAY, PERCPU_HASH, MapSp
 from compiler.lower.partition import AGGREGATION, CONSTANT, KEYED, SUM, Reason
 from compiler.lower.values import Site
 from ktap import attach, kernel, session
-from ktap.capture import EVERY_ENTER, EVERY_EXIT, PROFILE, RAW, RETURN, SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT, Case
+from ktap.assemble import assemble
+from ktap.capture import (
+    EVERY_ENTER,
+    EVERY_EXIT,
+    PROFILE,
+    RAW,
+    RETURN,
+    SYSCALL_ENTER,
+    SYSCALL_EXIT,
+    TRACEPOINT,
+    Case,
+    InPlace,
+)
 from ktap.captured import KERNEL_STACK, MEMBER, READ, RECORD, USER_STACK
 from ktap.layout import Layout
 from ktap.live import LiveSource, buffer_bytes, detach_s, power_of_two
@@ -155,7 +167,7 @@ def made_on_paper(source: LiveSource, lowering: Lowering) -> Iterator[Loaded]:
         source.bits, 0, None, None, machine, lambda label: 0, lambda: None, lowering, len(events), False
     )
     for context, label, cases in groups(events, machine):
-        made = attach.assemble(context, cases, options, "ring", cpu == "v4", lambda ir: compile_program(ir, cpu))
+        made = assemble(context, cases, options, "ring", InPlace(cpu == "v4"), lambda ir: compile_program(ir, cpu))
         yield Loaded(label, context, made.ir, made.code, False)
 
 

@@ -189,7 +189,7 @@ def _text(frame: Frame, part: Part, space: str, position: str) -> str:
     w = frame.w
     target = w.at(space, position)
     if part.what == COMM:
-        w.call("get_current_comm", target, COMM_BYTES)
+        frame.write_name(target)
         length = str(COMM_BYTES)
     else:
         assert isinstance(part.what, Read) and part.what.kind == STRING

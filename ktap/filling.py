@@ -174,7 +174,7 @@ def _fill_arguments(frame: Frame, slot: Slot, space: str, offset: int) -> None:
 
 
 def _fill_comm(frame: Frame, slot: Slot, space: str, offset: int) -> None:
-    frame.w.call("get_current_comm", frame.w.at(space, offset), slot.size_bytes)
+    frame.write_name(frame.w.at(space, offset))
 
 
 def _fill_pair(frame: Frame, slot: Slot, space: str, offset: int) -> None:

@@ -265,9 +265,11 @@ class Lowering:
         )
 
     def _body(self, handler: int, filter_index: Optional[int], event: Wanted) -> Body:
-        names = sorted(event_names(self._flat(handler)))
+        flat = self._flat(handler)
+        names = sorted(event_names(flat))
         accesses = surroundings.reads(event, names)
-        return Body(handler, filter_index, accesses, tuple(surroundings.members(event, names).items()))
+        acts = any(block.operations for block in flat.blocks)
+        return Body(handler, filter_index, accesses, tuple(surroundings.members(event, names).items()), acts)
 
     # -- emitting -----------------------------------------------------------------------------
 

@@ -276,12 +276,12 @@ def _lower_text(frame: Frame, test: Test, value: bytes, yes: str, no: str) -> No
         value, pattern = pattern.plain, None
     if isinstance(subject, Running) and pattern is None:
         room = w.local(16, "name")
-        w.call("get_current_comm", room, 16)
+        frame.write_name(room)
         w.branch(equal(w, Text(room, 0, 16), value), yes, no)
         return
     if isinstance(subject, Running):
         area = text_area(frame)
-        w.call("get_current_comm", area, 16)
+        frame.write_name(area)
         length = name_length(w, area)
         assert pattern is not None
         glob_match(w, Text(area, 0, 16), length, pattern, frame.searches, yes, no)

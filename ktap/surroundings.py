@@ -142,7 +142,7 @@ class FrameEnvironment:
             return self._field(self.accesses[name], texts)
         if name == "execname":
             room = texts.room(COMM_BYTES)
-            w.call("get_current_comm", room, COMM_BYTES)
+            self.frame.write_name(room)
             return Value(string(COMM_BYTES), pointer=room)
         if name == "probename":
             return Value(PROBENAME, self.event_number)
