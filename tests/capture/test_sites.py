@@ -76,7 +76,7 @@ def printed(site: Site, path: Path, how: Callable[[Bulk, Output], object], limit
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("site", FORMATS, ids=str)
+@pytest.mark.parametrize("site", FORMATS, ids=range(len(FORMATS)))
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 1000])
 def test_many_are_printed_as_each_is(site: Site, limit_bytes: int, tmp_path: Path) -> None:
     made = records(site, AT_ONCE + 100)
@@ -93,7 +93,7 @@ def test_many_are_printed_as_each_is(site: Site, limit_bytes: int, tmp_path: Pat
     assert expected
 
 
-@pytest.mark.parametrize("site", SLOW, ids=str)
+@pytest.mark.parametrize("site", SLOW, ids=range(len(SLOW)))
 def test_what_depends_on_values_is_printed_one_by_one(site: Site, tmp_path: Path) -> None:
     output = Output(os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT))
     machine = Machine(PROGRAM, output, MadeUpHostWithSymbols())
