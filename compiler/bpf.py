@@ -176,6 +176,11 @@ def _llvm() -> ModuleType:
     return module
 
 
+def prepare() -> None:
+    """Load LLVM, which the first program would else wait for."""
+    _target_machine("v4")
+
+
 class _TargetMachine:
     """What is used of llvmlite's TargetMachine, which comes without types."""
 

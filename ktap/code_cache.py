@@ -7,8 +7,7 @@ either changes the text or does not matter. An entry is used when it holds the s
 the same back end (`compiler.bpf`); the kernel verifies what is loaded in any case.
 
 Entries lie among those of `ktap.cache`, which says how they are kept safe. Layout, little-endian: magic,
-CRC-32 of the rest, lengths (I) of what follows: what made it, the IR, the references (offset (I) and name,
-a NUL behind each), the instructions.
+CRC-32 of the rest, lengths (I) of what follows: what made it, the IR, the code (compiler.backend.pack).
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from binascii import crc32
 from contextlib import suppress
 from typing import Optional
 
-from compiler import bpf
-from compiler.bpf import Code, Reference, compile_program
+from compiler import backend, bpf
+from compiler.bpf import Code
 from ktap import __version__, cache
 
 MAGIC = b"ktapcode"
-HEAD = struct.Struct("<8sI4I")
+HEAD = struct.Struct("<8sI3I")
 CHECKED_FROM = 12
 """The checksum is of everything from here on."""
 
@@ -34,7 +33,7 @@ def compiled(ir: str, cpu: str) -> Code:
     text = f"{cpu}\n{ir}".encode()
     code = find(text)
     if code is None:
-        code = compile_program(ir, cpu)
+        code = backend.compiled(ir, cpu)
         keep(text, code)
     return code
 
@@ -51,18 +50,17 @@ def find(text: bytes) -> Optional[Code]:
         for length in lengths:
             parts.append(data[start : start + length])
             start += length
-        made_by, kept, references, instructions = parts
+        made_by, kept, code = parts
         if kept == text and made_by == _made_by():
-            return Code(instructions, _read_references(references), kept=True)
+            return backend.unpack(code)._replace(kept=True)
     return None
 
 
 def keep(text: bytes, code: Code) -> None:
     """Keep the instructions for a text. Nothing that goes wrong here is an error."""
     with suppress(OSError):
-        references = b"".join(struct.pack("<I", r.offset) + r.name.encode() + b"\0" for r in code.references)
-        parts = (_made_by(), text, references, code.instructions)
-        lengths = struct.pack("<4I", *map(len, parts))
+        parts = (_made_by(), text, backend.pack(code))
+        lengths = struct.pack("<3I", *map(len, parts))
         body = b"".join((lengths, *parts))
         cache.store(_entry(text), MAGIC + struct.pack("<I", crc32(body)) + body)
 
@@ -79,12 +77,3 @@ def _made_by() -> bytes:
         facts.append(f"{status.st_size} {status.st_mtime_ns}")
     return " ".join(facts).encode()
 
-
-def _read_references(data: bytes) -> tuple[Reference, ...]:
-    found = []
-    start = 0
-    while start < len(data):
-        end = data.index(b"\0", start + 4)
-        found.append(Reference(struct.unpack_from("<I", data, start)[0], data[start + 4 : end].decode()))
-        start = end + 1
-    return tuple(found)

@@ -17,6 +17,7 @@ import struct
 import time
 from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+from compiler import backend
 from compiler.lower.flat import Refused
 from ktap import attach, kernel
 from ktap.attach import Program as Loaded
@@ -143,18 +144,27 @@ class LiveSource:
         for notice in resolver.notices:
             self._say(notice)
         symbols = self._symbols(demands)
-        while True:
-            if self._lowering is not None:
-                wanted_here = self._lower(probes, found, demands)
-            else:
-                self._check(probes)
-                wanted_here = found
-            try:
-                self._capture([captured(event, symbols) for event in wanted_here])
-                return
-            except Refused as refused:
-                assert self._lowering is not None
-                self._lowering.refuse(refused)
+        try:
+            while not self._tried(probes, found, demands, symbols):
+                pass
+        finally:
+            backend.finish()
+
+    def _tried(
+        self, probes: Sequence[Probe], found: List[Wanted], demands: Dict[int, Demand], symbols: Dict[str, int]
+    ) -> bool:
+        """Make events live; False where the kernel did not take a handler, which then stays in the VM."""
+        if self._lowering is not None:
+            found = self._lower(probes, found, demands)
+        else:
+            self._check(probes)
+        try:
+            self._capture([captured(event, symbols) for event in found])
+        except Refused as refused:
+            assert self._lowering is not None
+            self._lowering.refuse(refused)
+            return False
+        return True
 
     def _capture(self, events: Sequence[Captured]) -> None:
         """Make events live. Raises Refused for a handler that the kernel does not take; then nothing is live."""

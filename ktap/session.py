@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from contextlib import suppress
@@ -29,6 +30,8 @@ from vm.program import Program
 from vm.run import TABLE_FULL, Run, RunOptions, is_own
 from vm.verify import verify
 
+TRACES = re.compile(r"\btrace\s")
+"""What a script that has never run before has, if it is about events: its programs will have to be made too."""
 STANDARD_INPUT, COMMAND_LINE = "(standard input)", "(command line)"
 """What diagnostics call a script that has no file."""
 LOSS_STATUS = 4
@@ -97,7 +100,14 @@ def load(options: Options) -> Program:
     from ktap import cache
 
     text = data.decode("utf-8", "surrogateescape")
-    return cache.find(name, text) or compile_text(name, text)
+    found = cache.find(name, text)
+    if found is None:
+        if options.action == "run" and options.replay is None and TRACES.search(text):
+            from compiler import backend
+
+            backend.start()  # while the script is compiled
+        found = compile_text(name, text)
+    return found
 
 
 def compile_text(name: str, text: str) -> Program:
