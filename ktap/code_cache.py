@@ -76,4 +76,3 @@ def _made_by() -> bytes:
         status = os.stat(bpf.__file__)
         facts.append(f"{status.st_size} {status.st_mtime_ns}")
     return " ".join(facts).encode()
-
