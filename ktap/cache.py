@@ -1,8 +1,8 @@
 """What is kept between runs, below `$XDG_CACHE_HOME/ktap` (`~/.cache/ktap`).
 
-That is compiled scripts, as `.kpc` images, and instructions (ktap.code_cache). A script's file name is a checksum of the script's text and name; whether it is the one that is looked
-for is decided by comparing: the image carries the text, the name and, in an optional section, what
-compiled it. What an entry holds is verified as any other image is, and thrown away when it is damaged.
+That is compiled scripts, as `.kpc` images, and instructions (ktap.code_cache). A script's file name is
+a checksum of the script's text and name; whether it is the one that is looked for is decided by
+comparing: the image carries the text, the name and, in an optional section, what compiled it. What an entry holds is verified as any other image is, and thrown away when it is damaged.
 The directory and its files are used only where they belong to the user who runs ktap and no other can
 write them. Nothing that goes wrong here is an error: the script is then compiled again.
 """
@@ -90,7 +90,10 @@ def _entry(name: str, text: str) -> str:
 
 
 def _made_by() -> bytes:
-    """What decides how a script is compiled: the version, and the size and time of every source file, as for .pyc files."""
+    """What decides how a script is compiled: the version, and the size and time of every source file, as for .pyc files.
+
+    Where the files lie is no part of it: entries would grow with the length of that path.
+    """
     facts = [__version__]
     try:
         for package in COMPILED_BY:
@@ -106,7 +109,7 @@ def _files(directory: str) -> Iterator[str]:
         for entry in entries:
             if entry.name.endswith((".py", ".lark")):
                 status = entry.stat()
-                yield f"{entry.path} {status.st_size} {status.st_mtime_ns}"
+                yield f"{entry.path[len(ROOT) :]} {status.st_size} {status.st_mtime_ns}"
             elif entry.name[0] not in "_." and entry.is_dir():
                 yield from _files(entry.path)
 

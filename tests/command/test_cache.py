@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import shutil
 import stat
 from pathlib import Path
 from typing import Iterator
@@ -269,6 +270,18 @@ def test_the_cache_does_not_grow_past_its_size(directory: Path, monkeypatch: pyt
         cache.keep(NAME, text, compiled(text[:9]))
         assert sum(path.stat().st_size for path in directory.iterdir()) <= 100_000
         assert cache.find(NAME, text) is not None
+
+
+def test_entries_are_as_large_wherever_ktap_lies(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.keep(NAME, TEXT, PROGRAM)
+    size = entry(directory).stat().st_size
+    far = directory.parent / ("far" * 60)
+    for package in cache.COMPILED_BY:
+        shutil.copytree(Path(cache.ROOT) / package, far / package, copy_function=shutil.copy2)
+    monkeypatch.setattr(cache, "ROOT", str(far))
+    assert cache.find(NAME, TEXT) == PROGRAM
+    cache.keep(NAME, TEXT, PROGRAM)
+    assert entry(directory).stat().st_size == size
 
 
 def test_an_entry_in_use_does_not_grow_old(directory: Path) -> None:
