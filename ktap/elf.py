@@ -14,6 +14,7 @@ import os
 from bisect import bisect_right
 from functools import cache, cached_property
 from io import BytesIO
+from struct import Struct
 from typing import IO, TYPE_CHECKING, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 if TYPE_CHECKING:
@@ -106,10 +107,15 @@ class Binary:
     def functions(self) -> Tuple[Function, ...]:
         """Every function that has a name and lies in code, by name and version once, in the tables' order."""
         found: Dict[Tuple[str, int], Function] = {}
+        code = [(s.address, s.address + s.size, s.offset - s.address) for s in self.segments if s.executable]
         for symbol in (*self._own, *self._extra()):
-            offset = self._code_offset(symbol.address)
-            if offset is not None:
-                found.setdefault((symbol.name, symbol.address), symbol._replace(offset=offset))
+            name, version, address, size, _, indirect = symbol
+            for start, end, behind in code:
+                if start <= address < end:
+                    found.setdefault(
+                        (name, address), Function(name, version, address, size, address + behind, indirect)
+                    )
+                    break
         return tuple(found.values())
 
     def _extra(self) -> List[Function]:
@@ -137,10 +143,6 @@ class Binary:
             directory = os.path.dirname(os.path.realpath(self.path))
             yield f"{directory}/.debug/{self._debug_link}"
             yield f"{DEBUG_ROOT}{directory}/{self._debug_link}"
-
-    def _code_offset(self, address: int) -> Optional[int]:
-        inside = any(s.executable and s.address <= address < s.address + s.size for s in self.segments)
-        return self.offset_of(address) if inside else None
 
     def address_named(self, name: str) -> Optional[int]:
         """The address of a function or a variable, None where the file's own tables have none of the name."""
@@ -194,30 +196,40 @@ def _segments(elf: ELFFile) -> Iterator[Segment]:
             yield Segment(segment["p_vaddr"], segment["p_offset"], segment["p_filesz"], bool(segment["p_flags"] & 1))
 
 
-FUNCTION_TYPES = ("STT_FUNC", "STT_GNU_IFUNC", "STT_LOOS")
-"""The last is the number that the second has on GNU systems."""
+FUNCTION, INDIRECT_FUNCTION = 2, 10
+"""STT_FUNC, and STT_GNU_IFUNC, which has the first number that is left to operating systems."""
+SYMBOLS = {64: "IBBHQQ", 32: "IIIBBH"}
+"""Elf64_Sym (name, info, other, section, value, size) and Elf32_Sym (name, value, size, info, other, section)."""
 
 
 def _symbols(elf: ELFFile) -> List[Function]:
-    """Functions of a file's tables; their offsets are left 0."""
+    """Functions of a file's tables; their offsets are left 0.
+
+    The tables are unpacked here: pyelftools takes some 50 us a symbol, and large programs have 100,000.
+    """
     from elftools.elf.sections import SymbolTableSection
 
     versions = _versions(elf)
+    row = Struct(("<" if elf.little_endian else ">") + SYMBOLS[elf.elfclass])
+    wide = elf.elfclass == 64
     found: List[Function] = []
     for section in elf.iter_sections():
         if not isinstance(section, SymbolTableSection):
             continue
         dynamic = section["sh_type"] == "SHT_DYNSYM"
-        for index, symbol in enumerate(section.iter_symbols()):
-            entry = symbol.entry
-            kind = entry["st_info"]["type"]
-            if kind not in FUNCTION_TYPES or entry["st_shndx"] == "SHN_UNDEF" or not symbol.name:
+        table, strings = section.data(), section.stringtable.data()
+        rows = row.iter_unpack(table[: len(table) // row.size * row.size])
+        for index, (place, *rest) in enumerate(rows):
+            info, _, number, address, size = rest if wide else (*rest[2:], *rest[:2])
+            kind = info & 15
+            if kind not in (FUNCTION, INDIRECT_FUNCTION) or not number or not place:
                 continue
-            name, _, version = symbol.name.partition("@")
+            text = strings[place : strings.find(b"\0", place)].decode("utf-8", "replace")
+            name, _, version = text.partition("@")
             if dynamic:
                 version = versions[index] if index < len(versions) else ""
-            address, size = entry["st_value"], entry["st_size"]
-            found.append(Function(name, version.lstrip("@"), address, size, 0, kind != "STT_FUNC"))
+            if name:
+                found.append(Function(name, version.lstrip("@"), address, size, 0, kind == INDIRECT_FUNCTION))
     return found
 
 
