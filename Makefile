@@ -39,7 +39,7 @@ run test test-kernels lint bench:
 else
 
 run: compiled tracefs
-	@if [ "$(ROOT)" != false ] && $(AS_ROOT)$(KTAP) doctor --quiet; then
+	@if why=$$($(AS_ROOT)$(KTAP) doctor --quiet); then
 	    echo "tracing this machine for three seconds: $(AS_ROOT)$(KTAP) -d 3 $(SCRIPT)"
 	    $(AS_ROOT)$(KTAP) -d 3 $(SCRIPT)
 	    echo
@@ -47,8 +47,9 @@ run: compiled tracefs
 	    echo "    $(AS_ROOT)$(KTAP) -e 'trace syscalls:* { print(cpu, pid, execname, argstr) }' -- ls"
 	    echo "    $(AS_ROOT)$(KTAP) scripts/opensnoop.kp"
 	else
-	    echo "$$(id -un) cannot trace this machine ($(KTAP) doctor tells why), so here are events of a recording:"
-	    echo "$(KTAP) --replay $(RECORDING) $(SCRIPT)"
+	    echo "$$(id -un) cannot trace this machine:"
+	    echo "$$why"
+	    echo "So here are events of a recording: $(KTAP) --replay $(RECORDING) $(SCRIPT)"
 	    $(KTAP) --replay $(RECORDING) $(SCRIPT)
 	    echo
 	    echo "Go on with:"

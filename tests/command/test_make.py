@@ -28,6 +28,7 @@ def test_without_privilege_a_recording_is_shown(environment: dict[str, str]) -> 
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "cannot trace this machine" in done.stdout
+    assert f"user {NOBODY} without CAP_BPF and CAP_PERFMON" in done.stdout
     assert "ktap --replay examples/syscalls.ktaprec scripts/syscalls_count.kp" in done.stdout
     assert "Distribution" in done.stdout
     assert "sudo make run" in done.stdout
