@@ -9,10 +9,27 @@ from __future__ import annotations
 from typing import Callable, Collection, Iterable, Optional, Union
 
 from compiler import tree
-from compiler.meaning import EVENT_NAMES, PATHS, Capture, Global, Local, Meaning, Names, Scopes, Upvalue, Use, Variable
+from compiler.meaning import (
+    EVENT_NAMES,
+    PATHS,
+    SHORT,
+    Capture,
+    Global,
+    Local,
+    Meaning,
+    Names,
+    Scopes,
+    Upvalue,
+    Use,
+    Variable,
+)
+from compiler.spell import suggest
 from vm.diagnostic import Diagnostic
 from vm.event import OLDER_NAMES
 from vm.program import MAX_UPVALUES, Span
+
+ARITHMETIC = frozenset("+-*/%")
+"""The operators that give nil when a side is nil."""
 
 
 class FunctionScope:
@@ -40,6 +57,27 @@ class FunctionScope:
         return len(self.captures) - 1
 
 
+class Updates:
+    """Which variables are only ever computed from what they were: nil, when nothing else sets them."""
+
+    def __init__(self) -> None:
+        self.given: set[Union[str, Variable]] = set()
+        """Those with a value from elsewhere: globals by name."""
+        self.computed: dict[Union[str, Variable], tree.Name] = {}
+        """Where each was computed from itself first."""
+
+    def assign(self, variable: Union[str, Variable], node: tree.Name, from_itself: bool) -> None:
+        """A variable is given a value."""
+        if from_itself:
+            self.computed.setdefault(variable, node)
+        else:
+            self.given.add(variable)
+
+    def nil(self) -> Iterable[tree.Name]:
+        """Where those are computed that stay nil."""
+        return (node for variable, node in self.computed.items() if variable not in self.given)
+
+
 class Loop:
     """A loop while it is walked: whether a `continue` belongs to it."""
 
@@ -56,6 +94,7 @@ def resolve(script: tree.Script, builtins: Collection[str]) -> Scopes:
     """
     walk = Walk(script.source_name, builtins)
     walk.main(script.body)
+    walk.tell_nil_updates()
     Names(walk.scopes, script.source_name, builtins, walk.assigned, walk.uses).decide(walk.uses)
     walk.scopes.diagnostics.sort(key=lambda diagnostic: diagnostic.span or Span(0, 0, 0, 0))
     return walk.scopes
@@ -81,29 +120,49 @@ class Walk:
         self.scopes = Scopes()
         self.uses: list[Use] = []
         self.assigned: set[str] = set()
+        self.updates = Updates()
         self.function = FunctionScope(None, variadic=True)
 
     def tell(self, span: Span, message: str, hint: Optional[str] = None) -> None:
         """Add an error."""
         self.scopes.diagnostics.append(Diagnostic(self.source_name, span, message, hint))
 
+    def tell_nil_updates(self) -> None:
+        """Warn of `n += 1` where nothing sets `n`: arithmetic with nil is nil."""
+        for node in self.updates.nil():
+            message = f"`{node.name}` is nil here and stays nil: nothing sets it first"
+            known = {given if isinstance(given, str) else given.name for given in self.updates.given}
+            near = suggest(node.name, known) if len(node.name) > SHORT else None
+            hint = f"write {node.name} = 0 in the main chunk" if near is None else f"did you mean `{near}`?"
+            self.scopes.diagnostics.append(Diagnostic(self.source_name, node.span, message, hint, warning=True))
+
     # -- variables
 
-    def declare(self, name: tree.Name) -> None:
-        """A new variable of the inmost block."""
+    def declare(self, name: tree.Name, given: bool = True) -> None:
+        """A new variable of the inmost block; one that is not given a value is nil."""
         variable = Variable(name.name, name.span, self.function)
+        if given:
+            self.updates.given.add(variable)
         self.function.blocks[-1][name.name] = variable
         self.scopes.declared[id(name)] = variable
 
-    def lookup(self, name: str) -> Optional[Meaning]:
+    def find(self, name: str) -> Optional[Variable]:
         """The variable in scope that the name is, from the inmost block of the inmost function outwards."""
         function: Optional[FunctionScope] = self.function
         while function is not None:
             variable = function.find(name)
             if variable is not None:
-                return Local(variable) if function is self.function else Upvalue(self.function.capture(variable))
+                return variable
             function = function.outer
         return None
+
+    def lookup(self, name: str) -> Optional[Meaning]:
+        """What the name is when it is a variable in scope."""
+        variable = self.find(name)
+        if variable is None:
+            return None
+        here = variable.function is self.function
+        return Local(variable) if here else Upvalue(self.function.capture(variable))
 
     def visible(self) -> tuple[str, ...]:
         """The names of all variables in scope."""
@@ -204,10 +263,11 @@ class Walk:
         self.block(body)
         self.function.loops.pop()
 
-    def target(self, node: tree.Expression) -> None:
-        """What is assigned to."""
+    def target(self, node: tree.Expression, from_itself: bool = False) -> None:
+        """What is assigned to; `from_itself` when it is computed from what it was."""
         if isinstance(node, tree.Name):
             meaning = self.lookup(node.name)
+            self.updates.assign(self.find(node.name) or node.name, node, from_itself)
             if meaning is None:
                 self.assigned.add(node.name)
                 meaning = Global(node.name)
@@ -226,17 +286,35 @@ class Walk:
 
 def _local(walk: Walk, node: tree.Local) -> None:
     walk.expressions(node.values)
-    for name in node.names:
-        walk.declare(name)
+    several = bool(node.values) and isinstance(node.values[-1], (tree.Call, tree.Vararg))
+    for index, name in enumerate(node.names):
+        walk.declare(name, given=several or index < len(node.values))
 
 
 def _assign(walk: Walk, node: tree.Assign) -> None:
-    for target in node.targets:
-        walk.target(target)
+    computed = (*(_computed_from(value) for value in node.values), *[frozenset[str]()] * len(node.targets))
+    for target, names in zip(node.targets, computed):
+        walk.target(target, isinstance(target, tree.Name) and target.name in names)
     walk.expressions(node.values)
 
 
-def _update(walk: Walk, node: Union[tree.Update, tree.Sample]) -> None:
+def _computed_from(node: tree.Expression) -> frozenset[str]:
+    """The names whose values an expression adds, multiplies and so on: it is nil when one of them is."""
+    if isinstance(node, tree.Parenthesized):
+        return _computed_from(node.inner)
+    if isinstance(node, tree.Binary) and node.operator in ARITHMETIC:
+        sides = (node.left, node.right)
+        names = frozenset(side.name for side in sides if isinstance(side, tree.Name))
+        return names.union(*map(_computed_from, sides))
+    return frozenset()
+
+
+def _update(walk: Walk, node: tree.Update) -> None:
+    walk.target(node.target, from_itself=node.operator in ARITHMETIC)
+    walk.expression(node.value)
+
+
+def _sample(walk: Walk, node: tree.Sample) -> None:
     walk.target(node.target)
     walk.expression(node.value)
 
@@ -332,7 +410,7 @@ STATEMENTS: dict[type[tree.Node], Callable[..., None]] = {
     tree.Local: _local,
     tree.Assign: _assign,
     tree.Update: _update,
-    tree.Sample: _update,
+    tree.Sample: _sample,
     tree.Evaluate: _evaluate,
     tree.If: _if,
     tree.While: _while,
