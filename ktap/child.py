@@ -23,6 +23,7 @@ class Child:
         self.command = tuple(command)
         self.status: Optional[int] = None
         """How it ended, as waitpid(2) tells."""
+        self._waits = False
         program = find_program(command[0])
         prctl = _prctl()
         self._failure, failure = os.pipe()
@@ -36,8 +37,16 @@ class Child:
         os.close(go)
         os.close(failure)
 
+    def held(self) -> int:
+        """Its process id, once it waits for `start`: nothing that it did before can be taken for the command's."""
+        if not self._waits:
+            self._waits = True
+            os.read(self._failure, 1)
+        return self.pid
+
     def start(self) -> None:
         """Let it run. Raises Refusal (status 2) when the kernel does not take the program."""
+        self.held()
         os.write(self._go, b"g")
         os.close(self._go)
         number = os.read(self._failure, 8)
@@ -88,7 +97,10 @@ def _become(program: str, command: tuple[str, ...], parent: int, go: int, failur
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
-        if os.getppid() != parent or not os.read(go, 1):
+        if os.getppid() != parent:
+            os._exit(0)
+        os.write(failure, b".")
+        if not os.read(go, 1):
             os._exit(0)
         os.execv(program, command)
     except OSError as error:

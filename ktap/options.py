@@ -38,7 +38,7 @@ class Options(NamedTuple):
     replay: Optional[str] = None
     buffer: str = "auto"
     buffer_bytes: Optional[int] = None
-    tier: str = "vm"
+    tier: str = "auto"
     fail_on_loss: bool = False
     unsafe: bool = False
     limits: tuple[tuple[str, int], ...] = ()

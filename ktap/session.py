@@ -264,7 +264,7 @@ def source_of(machine: Machine, child: Optional[Child], options: Options) -> Sou
 
     if options.replay is not None:
         return sources.replay_source(machine, options, notice)
-    pid = None if child is None else child.pid
+    pid = None if child is None else child.held()
     if options.record is not None:
         return sources.recording_source(machine, options, pid, notice)
     return sources.live_source(machine, options, pid, notice)

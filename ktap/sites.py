@@ -32,6 +32,17 @@ AT_ONCE = 4096
 Many = Callable[[Sequence[Values]], None]
 
 
+class SiteEvent(CapturedEvent):
+    """What is known of the event that a handler in the kernel ran for: when it fired."""
+
+    __slots__ = ()
+
+    @property
+    def nsecs(self) -> object:
+        """Monotonic time in ns."""
+        return self.record[0]
+
+
 class Outside(NamedTuple):
     """What happens to the records of a site: its layout, and the function the run loop calls for one."""
 
@@ -50,7 +61,7 @@ def outside(site: Site, machine: Machine, name_of: NameOf) -> Outside:
         raise raised
 
     if site.detail:
-        return Outside(site_layout(site), CapturedEvent(), fault)
+        return Outside(site_layout(site), SiteEvent(), fault)
     decode = site_values(site, name_of)
     function = machine.builtins[site.name]
 
@@ -62,7 +73,7 @@ def outside(site: Site, machine: Machine, name_of: NameOf) -> Outside:
             raise
 
     many = printer(site, machine, name_of, call)
-    return Outside(site_layout(site), CapturedEvent(), call if many is None else Bulk(call, many))
+    return Outside(site_layout(site), SiteEvent(), call if many is None else Bulk(call, many))
 
 
 def printer(site: Site, machine: Machine, name_of: NameOf, one: Action) -> Optional[Many]:
@@ -106,7 +117,7 @@ def printer(site: Site, machine: Machine, name_of: NameOf, one: Action) -> Optio
             if whole(output, len(data)):
                 output.write(data)
                 continue
-            event = CapturedEvent()
+            event = SiteEvent()
             for record in part:
                 event.record = record
                 one(1, event)

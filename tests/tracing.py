@@ -77,7 +77,7 @@ def trace(
     )
     child = Child(command) if command else None
     options = Options(buffer=buffer, buffer_bytes=buffer_bytes, pid=pid, cpu=cpu, tier=tier)
-    source = live_source(machine, options, child.pid if child and not everyone else None, notices.append)
+    source = live_source(machine, options, child.held() if child and not everyone else None, notices.append)
     run = Run(
         machine,
         source,
