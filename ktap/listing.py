@@ -29,6 +29,8 @@ VALUES = {
 def list_events(pattern: str, verbose: bool) -> str:
     """The events a glob matches (`sched:*`, `syscalls`, `raw:*`), one a line; `verbose` adds types and how argstr is made.
 
+    Where a pattern without a colon is no group, it is a name in any of them (`sched_switch`, `*openat`).
+
     Raises Refusal: where nothing matches, or (status 3) where the kernel does not tell its events.
     """
     if pattern.startswith(RAW):
@@ -43,7 +45,7 @@ def list_events(pattern: str, verbose: bool) -> str:
 
             return list_functions(pattern, verbose)
     mounted = tracefs.find()
-    names = mounted.match(pattern)
+    names = mounted.match(pattern) or ([] if ":" in pattern else mounted.match(f"*:{pattern}"))
     if not names:
         raise _no_event(*mounted.unknown(pattern))
     show = _Verbose(mounted) if verbose else _brief

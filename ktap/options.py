@@ -7,6 +7,7 @@ cached run may add to the interpreter's own start.
 
 from __future__ import annotations
 
+import os
 from typing import Any, Callable, NamedTuple, Optional, Sequence
 
 from vm.arguments import read_size
@@ -255,7 +256,7 @@ def _read_operand(spelling: str, flag: Flag, text: Optional[str], words: list[st
     try:
         value = flag.read(given) if given is not None else None
     except ValueError as error:
-        if not optional or text is not None:
+        if not optional or text is not None or _means_operand(given or ""):
             raise refuse(f"{spelling} {given}: not {error}") from None
         given = value = None
     if given is not None and text is None:
@@ -267,6 +268,11 @@ def _read_operand(spelling: str, flag: Flag, text: Optional[str], words: list[st
         fields["limits"] = (*fields.get("limits", ()), (flag.field, value))
     else:
         fields[flag.field] = value
+
+
+def _means_operand(word: str) -> bool:
+    """Whether a word behind a flag whose operand may be missing is a bad one, and not the script."""
+    return word[:1].isdigit() and not os.path.exists(word)
 
 
 def limit_flags() -> dict[str, Flag]:

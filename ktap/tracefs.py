@@ -128,11 +128,11 @@ def describe_unknown(pattern: str, names: Sequence[TracepointName]) -> tuple[str
         same = [str(n) for n in names if n.name == written]
         return f"unknown event `{written}`", _did_you_mean(
             same[:3] or _closest(written, groups | {n.name for n in names})
-        )
+        ) or "ktap list shows the events"
     if group not in groups:
         same = [str(n) for n in names if n.name == name]
         near = [f"{g}:{name}" for g in _closest(group, groups)]
-        return f"unknown event group `{group}`", _did_you_mean(same[:3] or near)
+        return f"unknown event group `{group}`", _did_you_mean(same[:3] or near) or "ktap list shows the events"
     own = [n.name for n in names if n.group == group]
     near = [f"{group}:{n}" for n in _closest(name, own)]
     return f"unknown event `{written}`", _did_you_mean(near) or f"ktap list '{group}:*' shows the events of the group"

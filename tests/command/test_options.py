@@ -65,6 +65,7 @@ REFUSED = [
     ("-p x a", "-p x: not a number"),
     ("-p -1 a", "-p -1: not a number"),
     ("--duration soon a", "--duration soon: not a time such as"),
+    ("-d 5x a", "-d 5x: not a time such as"),
     ("--duration", "--duration needs SECONDS"),
     ("--max-depth 0 a", "--max-depth 0: not a number above 0"),
     ("--max-depth 99999999 a", "--max-depth 99999999: not a number from 1 to"),

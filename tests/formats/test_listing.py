@@ -21,6 +21,16 @@ def test_a_line_an_event(ktap: Ktap) -> None:
 
 
 @pytest.mark.live
+def test_a_name_without_its_group(ktap: Ktap) -> None:
+    assert ktap("list", "sched_switch").stdout == f"sched:sched_switch {SWITCH}\n"
+    names = [line.split()[0] for line in ktap("-le", "*er_openat").stdout.splitlines()]
+    assert names == ["syscalls:sys_enter_openat"]
+    assert (
+        ktap("list", "*nosuch*", status=1).stderr == "ktap: no event matches `*nosuch*`; ktap list shows the events\n"
+    )
+
+
+@pytest.mark.live
 def test_fields_with_their_types(ktap: Ktap) -> None:
     shown = ktap("list", "-v", "sched:sched_switch").stdout
     assert shown.splitlines()[:3] == [

@@ -74,3 +74,52 @@ def test_a_refusal_gives_back_every_file() -> None:
     with pytest.raises(Refusal):
         trace("trace sched:sched_switch, sched:nothing { }", duration_s=0.1)
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def orphans() -> set[tuple[int, int]]:
+    """Programs, maps and links, by kind and id, that no process holds."""
+    commands = (kernel.PROGRAM_NEXT_ID, kernel.MAP_NEXT_ID, kernel.LINK_NEXT_ID)
+    there = {(command, number) for command in commands for number in kernel.object_ids(command)}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            for command, ids in objects_of(int(process.name)).items():
+                there -= {(command, number) for number in ids}
+        except OSError:
+            continue
+    return there
+
+
+def test_killed_at_any_moment(environment: dict[str, str]) -> None:
+    """While it starts, attaches, runs and detaches: what it holds goes, and the command with it."""
+    events = [Path("/sys/kernel/tracing") / name for name in ("uprobe_events", "kprobe_events")]
+    left = [path.read_text() for path in events if path.exists()]
+    before = orphans()
+    script = SCRIPT + "trace probe:libc:malloc { n[execname] += 1 }"
+    command = [sys.executable, "-m", "ktap", "-o", os.devnull, "-e", script, "--", "sleep", "1234.5"]
+    for moment in range(12):
+        ktap = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        time.sleep(0.1 * moment)
+        if moment > 8:
+            ktap.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        ktap.kill()
+        ktap.wait()
+    deadline = time.monotonic() + 60
+    while (orphans() - before or sleepers()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not orphans() - before
+    assert not sleepers()
+    assert [path.read_text() for path in events if path.exists()] == left
+
+
+def sleepers() -> list[str]:
+    """The processes of the command that was traced."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[:2] == [b"sleep", b"1234.5"]:
+            found.append(str(path))
+    return found
