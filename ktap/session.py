@@ -78,7 +78,8 @@ def read_source(options: Options) -> tuple[str, bytes]:
         with open(path, "rb") as file:
             return path, file.read()
     except OSError as error:
-        raise refuse(f"cannot read {describe(error)}") from None
+        what = f"standard input: {error.strerror}" if path == "-" else describe(error)
+        raise refuse(f"cannot read {what}") from None
 
 
 def spare_inputs(options: Options) -> None:
@@ -289,15 +290,22 @@ def dry_run(run: Run, source: Optional[Source]) -> int:
     return run.status
 
 
+SAME_SIGNAL_S = 0.3
+"""What comes so soon after a signal is that one again: timeout(1) sends it to a process and to its group."""
 PATIENCE_S = 2
 """How long after a signal a write to a pipe that nobody reads may hold up the end."""
 
 
 def end_on_signals(run: Run, output: Output) -> None:
     """Let signals end tracing; the second one ends ktap at once, as if it had no handler."""
+    told: list[float] = []
 
     def handle(number: int, frame: Optional[FrameType]) -> None:
-        if run.stopping:
+        now = time.monotonic()
+        if told and now - told[0] < SAME_SIGNAL_S:
+            return
+        told.append(now)
+        if len(told) > 1:
             tell("ktap: ended at once; trace_end may not have run")
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

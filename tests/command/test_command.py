@@ -37,6 +37,13 @@ def test_standard_input(ktap: Ktap) -> None:
     assert ktap("-", "x", input="print(arg[1], arg[0])").stdout == "x\t-\n"
 
 
+def test_standard_input_that_is_closed(environment: dict[str, str]) -> None:
+    words = ["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, "-"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "ktap: cannot read standard input: Bad file descriptor\n"
+
+
 def test_shebang(environment: dict[str, str], tmp_path: Path) -> None:
     """A script that is a program: env finds ktap on the PATH."""
     places = tmp_path / "bin"
@@ -326,6 +333,19 @@ def test_a_second_signal_ends_it_at_once(environment: dict[str, str]) -> None:
     _, errors = running.communicate(timeout=20)
     assert running.returncode == -signal.SIGINT
     assert errors == "ktap: ended at once; trace_end may not have run\n"
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(environment: dict[str, str]) -> None:
+    """As timeout(1) sends it: to ktap, and to its process group."""
+    script = 'print("main") tick-20ms { print("tick") } trace_end { for (i = 1, 3000000) { } print("the end") }'
+    running = start(environment, "-q", "-e", script)
+    assert first_lines(running, 2) == ["main\n", "tick\n"]
+    running.send_signal(signal.SIGTERM)
+    time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    output, errors = running.communicate(timeout=60)
+    assert output.endswith("the end\n")
+    assert (errors, running.returncode) == ("", 0)
 
 
 def test_a_reader_that_goes_away(environment: dict[str, str]) -> None:
