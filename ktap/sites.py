@@ -55,8 +55,10 @@ def outside(site: Site, machine: Machine, name_of: NameOf) -> Outside:
     """How the VM takes the records of a site: with the builtin that a handler in the VM would call."""
     frames = tuple(Frame(machine.program.functions[call.function].name, call.span) for call in site.frames)
 
+    hint = machine.hint() if site.name == "loop" else None
+
     def fault(depth: int, event: Event) -> object:
-        raised = Fault(site.name, site.detail)
+        raised = Fault(site.name, site.detail, hint)
         raised.frames = frames
         raise raised
 

@@ -44,7 +44,7 @@ from ktap.lowered import Lowering
 from ktap.plan import Captured, Wanted, captured
 from ktap.predicate import needs_text
 from ktap.ring_buffer import RingBuffer
-from ktap.verifier import Unfit
+from ktap.verifier import NOT_THE_PROGRAM, Unfit
 from vm.event import Batch, Loss
 from vm.machine import Machine
 
@@ -55,7 +55,6 @@ CPUS = 256
 """More than any case names."""
 INVENTED_GROUPS = {"test", "raw"}
 """Their events do not interrupt one another."""
-LOG_BYTES = 1 << 20
 KERNEL_MEMORY, TASK_MEMORY = 1 << 40, 1 << 41
 """Where the test has what a case says lies in the kernel: added to its address, and that of the task's structure."""
 TASK_BYTES = 1 << 21
@@ -202,8 +201,10 @@ class Step(NamedTuple):
 class KernelSource(SyntheticSource):
     """See vm.event.Source: as SyntheticSource, with handlers in the kernel where they can be."""
 
-    def __init__(self, machine: Machine, fired: Sequence[Fired]) -> None:
+    def __init__(self, machine: Machine, fired: Sequence[Fired], interrupting: bool = False) -> None:
+        """`interrupting`: the invented events fire in the middle of one another, for all that lowering knows."""
         super().__init__(machine, fired)
+        self.groups = interrupts.GROUPS_OF_TASKS | (set() if interrupting else INVENTED_GROUPS)
         self.lowering = Lowering(machine)
         self.programs: dict[int, int] = {}
         self.maps: list[int] = []
@@ -231,7 +232,7 @@ class KernelSource(SyntheticSource):
 
     def tried(self, found: Sequence[Wanted]) -> bool:
         """Choose handlers and load their programs; False where one of them was refused."""
-        with patch.object(interrupts, "GROUPS_OF_TASKS", interrupts.GROUPS_OF_TASKS | INVENTED_GROUPS):
+        with patch.object(interrupts, "GROUPS_OF_TASKS", self.groups):
             lowered = self.lowering.choose(self.probes, found)
         if not lowered:
             return True
@@ -366,8 +367,6 @@ def load(instructions: bytes) -> int:
     try:
         return kernel.load(SYSCALL_PROGRAM, instructions, flags=SLEEPABLE)
     except OSError as error:
-        try:
-            kernel.load(SYSCALL_PROGRAM, instructions, LOG_BYTES, SLEEPABLE)
-        except OSError as told:
-            raise Unfit(f"is refused by the kernel's verifier: {told.strerror}") from error
-        raise
+        if error.errno in NOT_THE_PROGRAM:
+            raise
+        raise Unfit(f"is refused by the kernel's verifier: {error.strerror}") from error

@@ -6,7 +6,7 @@ VM), so a string that is padded with zeros needs no length.
 
 from __future__ import annotations
 
-from typing import Iterator, List, Tuple
+from typing import Iterator, List, Sequence, Tuple
 
 from compiler.ir import BITS, Writer
 from compiler.lower.flat import NotLowered
@@ -22,6 +22,8 @@ PIECE_BYTES = 64
 """So much of long strings is compared at once."""
 MOST_DIGITS, DIGITS_ROOM = 19, 32
 """Digits of an integer, and room for them and a sign: a power of two."""
+ONES, HIGH_BITS = 0x0101010101010101, -0x7F7F7F7F7F7F7F80
+"""The lowest and the highest bit of every byte of a word."""
 MOST_STORED_BYTES = 256
 """Up to here bytes are copied and compared by instructions, above by a helper."""
 
@@ -122,19 +124,28 @@ class Texts:
         return str(value.length)
 
     def measured(self, value: Value) -> str:
-        """The length of a string as an i64."""
+        """The length of a string as an i64: behind its first NUL are only more of them, so each word has its share."""
         if value.constant is not None:
             return str(len(value.constant))
         if value.length is not None:
             return value.length
         length = "0"
-        ended = "false"
-        for offset in range(value.type.size_bytes):
-            zero = self.w.value(f"icmp eq i8 {self.w.load(1, value.pointer, offset)}, 0")
-            ended = self.w.value(f"or i1 {ended}, {zero}")
-            more = self.w.value(f"select i1 {ended}, i64 0, i64 1")
-            length = self.w.value(f"add i64 {length}, {more}")
+        for offset in range(0, rounded(value.type.size_bytes), 8):
+            length = self.w.value(f"add i64 {length}, {self._bytes_before_nul(self.w.load(8, value.pointer, offset))}")
         return length
+
+    def _bytes_before_nul(self, word: str) -> str:
+        """How many bytes of a word come before the first NUL, 8 where there is none. Without branches: the verifier
+        would follow every way through them.
+        """
+        w = self.w
+        less = w.value(f"sub i64 {word}, {ONES}")
+        high = w.value(f"and i64 {less}, {w.value(f'xor i64 {word}, -1')}")
+        high = w.value(f"and i64 {high}, {HIGH_BITS}")
+        first = w.value(f"and i64 {high}, {w.value(f'sub i64 0, {high}')}")
+        lowest = w.value(f"lshr i64 {first}, 7")
+        before = w.value(f"and i64 {w.value(f'sub i64 {lowest}, 1')}, {ONES}")
+        return w.value(f"lshr i64 {w.value(f'mul i64 {before}, {ONES}')}, 56")
 
     def decimal(self, number: str) -> Value:
         """An integer as text."""
@@ -169,7 +180,7 @@ class Texts:
         for value, most in zip((left, right), sizes):
             if value.constant is not None:
                 self.write(value.constant, position)
-                lengths.append(str(most))
+                lengths.append(str(len(value.constant)))
             else:
                 length = w.value(f"zext i32 {self.bounded(self.measured(value), most)} to i64")
                 source = w.value(f"ptrtoint ptr {value.pointer} to i64")
@@ -196,11 +207,16 @@ class Texts:
         if size > MOST_STORED_BYTES:
             return self._long_equal(left, right, size)
         left, right = self.padded(left, size), self.padded(right, size)
-        test = "true"
-        for offset in range(0, size, 8):
-            same = self.w.value(f"icmp eq i64 {self._word(left, offset, size)}, {self._word(right, offset, size)}")
-            test = self.w.value(f"and i1 {test}, {same}")
-        return test
+        return self._no_difference(
+            [(self._word(left, offset, size), self._word(right, offset, size)) for offset in range(0, size, 8)]
+        )
+
+    def _no_difference(self, pairs: Sequence[Tuple[str, str]]) -> str:
+        """Whether all pairs of i64 are equal, as an i1. There is one branch, so that the verifier has two ways to follow."""
+        difference = "0"
+        for one, other in pairs:
+            difference = self.w.value(f"or i64 {difference}, {self.w.value(f'xor i64 {one}, {other}')}")
+        return self.w.value(f"icmp eq i64 {difference}, 0")
 
     def _equals_constant(self, value: Value, constant: bytes) -> str:
         size = len(constant)
@@ -208,18 +224,15 @@ class Texts:
             return "false"
         if size > MOST_STORED_BYTES:
             return self._long_equal(value, self._placed(constant), self._common(value, Value(string(size))))
+        pairs: List[Tuple[str, str]] = []
         if value.length is not None:
-            test = self.w.value(f"icmp eq i64 {value.length}, {size}")
+            pairs.append((value.length, str(size)))
         elif size < value.type.size_bytes:
-            test = self.w.value(f"icmp eq i8 {self.w.load(1, value.pointer, size)}, 0")
-        else:
-            test = "true"
+            pairs.append((self.w.load_wide(1, False, value.pointer, size), "0"))
         for offset, width in chunks(size):
-            number = int.from_bytes(constant[offset : offset + width], "little", signed=True)
-            loaded = self.w.load(width, value.pointer, offset)
-            same = self.w.value(f"icmp eq i{8 * width} {loaded}, {number}")
-            test = self.w.value(f"and i1 {test}, {same}")
-        return test
+            number = int.from_bytes(constant[offset : offset + width], "little")
+            pairs.append((self.w.load_wide(width, False, value.pointer, offset), str(signed(number))))
+        return self._no_difference(pairs)
 
     def before(self, left: Value, right: Value, or_equal: bool) -> str:
         """Whether a string comes before another bytewise (or is equal), as an i1."""
@@ -227,13 +240,20 @@ class Texts:
         if size > MOST_STORED_BYTES:
             return self._long_before(left, right, size, or_equal)
         left, right = self.padded(left, size), self.padded(right, size)
-        test = "true" if or_equal else "false"
+        borrow = str(int(or_equal))
         for offset in range(size - 8, -8, -8):
             a, b = (self._swapped(self._word(value, offset, size)) for value in (left, right))
-            less = self.w.value(f"icmp ult i64 {a}, {b}")
-            same = self.w.value(f"icmp eq i64 {a}, {b}")
-            test = self.w.value(f"or i1 {less}, {self.w.value(f'and i1 {same}, {test}')}")
-        return test
+            borrow = self._borrow(a, b, borrow)
+        return self.w.value(f"icmp ne i64 {borrow}, 0")
+
+    def _borrow(self, a: str, b: str, borrow: str) -> str:
+        """What the subtraction of one word of two long numbers borrows of the next: 1 or 0, without branches."""
+        w = self.w
+        rest = w.value(f"sub i64 {w.value(f'sub i64 {a}, {b}')}, {borrow}")
+        below = w.value(f"and i64 {w.value(f'xor i64 {a}, -1')}, {b}")
+        same = w.value(f"xor i64 {w.value(f'xor i64 {a}, {b}')}, -1")
+        over = w.value(f"and i64 {same}, {rest}")
+        return w.value(f"lshr i64 {w.value(f'or i64 {below}, {over}')}, 63")
 
     def _swapped(self, word: str) -> str:
         return self.w.value(f"call i64 @llvm.bswap.i64(i64 {word})")
@@ -256,11 +276,9 @@ class Texts:
         w.only_if(w.value(f"icmp eq i64 {length}, {self.measured(right)}"), done)
         for start in range(0, size, PIECE_BYTES):
             w.only_if(w.value(f"icmp ugt i64 {length}, {start}"), same)
-            test = "true"
-            for offset in range(start, min(start + PIECE_BYTES, size), 8):
-                word = w.value(f"icmp eq i64 {self._word(left, offset, size)}, {self._word(right, offset, size)}")
-                test = w.value(f"and i1 {test}, {word}")
-            w.only_if(test, done)
+            offsets = range(start, min(start + PIECE_BYTES, size), 8)
+            pairs = [(self._word(left, offset, size), self._word(right, offset, size)) for offset in offsets]
+            w.only_if(self._no_difference(pairs), done)
         w.goto(same)
         w.label(same)
         w.store(8, 1, result)
@@ -317,6 +335,11 @@ def checked(constant: bytes) -> bytes:
     if b"\0" in constant:
         raise NotLowered(None, "uses a string with a NUL in it")
     return constant
+
+
+def signed(number: int) -> int:
+    """64 bits as a number with a sign."""
+    return number - (1 << 64) if number >> 63 else number
 
 
 def chunks(size_bytes: int) -> Iterator[Tuple[int, int]]:

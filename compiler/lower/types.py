@@ -82,8 +82,8 @@ PROBENAME = Type(frozenset({"probename"}))
 
 
 def string(size_bytes: int) -> Type:
-    """A string of at most so many bytes."""
-    return Type(frozenset({"string"}), size_bytes)
+    """A string of at most so many bytes; there is room for one in any case, so that each has an address."""
+    return Type(frozenset({"string"}), max(1, size_bytes))
 
 
 def join(one: Type, other: Type) -> Type:
