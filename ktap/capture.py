@@ -94,6 +94,8 @@ class Body(NamedTuple):
     """Members of structures, by the variable that names them."""
     acts: bool = True
     """Whether it does anything."""
+    enters: bool = False
+    """Whether a function of a process begins where it runs, and it looks at the process's stack."""
 
     @property
     def needs_record(self) -> bool:

@@ -69,6 +69,32 @@ class Kind(NamedTuple):
     members: Tuple[Member, ...] = ()
 
 
+class Plumbing(Dict[int, bool]):
+    """Tells frames that lead from a traced place to its program, by the names of their functions."""
+
+    def __init__(self, symbol_of: SymbolOf) -> None:
+        self._symbol_of = symbol_of
+
+    def __missing__(self, frame: int) -> bool:
+        """Whether a frame is one."""
+        found = self[frame] = self._symbol_of(frame & 0xFFFFFFFFFFFFFFFF).startswith(PLUMBING)
+        return found
+
+    def count(self, frames: Tuple[int, ...]) -> int:
+        """How many of them a kernel stack begins with."""
+        for count, frame in enumerate(frames[:PLUMBING_FRAMES]):
+            if not self[frame]:
+                return count
+        return min(len(frames), PLUMBING_FRAMES)
+
+
+def stack_of(frames: Tuple[int, ...], space: str, pid: int) -> Stack:
+    """A stack without the zeros behind its frames; an empty one is the same whatever process it is of."""
+    while frames and frames[-1] == 0:
+        frames = frames[:-1]
+    return Stack(frames, space, pid if frames else 0)
+
+
 class CapturedEvent:
     """The event a handler sees (see vm.event.Event): what every kind of point has in common."""
 
@@ -79,8 +105,7 @@ class CapturedEvent:
     reads: Tuple[Tuple[demand.Read, int], ...] = ()
     """Each read with the place of its value in the record."""
     places: Dict[str, int] = {}  # noqa: RUF012  # likewise
-    plumbing_frames: Dict[int, bool] = {}  # noqa: RUF012  # likewise; grows by the addresses met
-    symbol_of: SymbolOf
+    plumbing: Plumbing
 
     def __init__(self) -> None:
         self.record = ()
@@ -147,31 +172,15 @@ class CapturedEvent:
             raise Fault("event", f"the {space} stack was not captured with this event")
         data = self.record[place]
         if not isinstance(data, bytes):
-            return Stack((), space, 0)
+            return Stack((), space)
         frames = Struct(f"={len(data) // 8}q").unpack(data)
         if self.kind.plumbing and space == demand.KERNEL:
-            skip += self.plumbing(frames)
+            skip += self.plumbing.count(frames)
         caller = self.places.get(CALLER)
         if caller is not None and space == demand.USER:
             frames = with_caller(frames, wrap(self.record[caller]))  # type: ignore[arg-type]  # the layout says Q
-        frames = frames[skip : skip + depth]
-        while frames and frames[-1] == 0:
-            frames = frames[:-1]
         pid = self.value("pid") if space == demand.USER else 0
-        return Stack(frames, space, pid if isinstance(pid, int) else 0)
-
-    def plumbing(self, frames: Tuple[int, ...]) -> int:
-        """How many frames lead from the traced place to the capture program."""
-        count = 0
-        for frame in frames[:PLUMBING_FRAMES]:
-            known = self.plumbing_frames.get(frame)
-            if known is None:
-                name = self.symbol_of(frame & 0xFFFFFFFFFFFFFFFF)
-                known = self.plumbing_frames[frame] = name.startswith(PLUMBING)
-            if not known:
-                break
-            count += 1
-        return count
+        return stack_of(frames[skip : skip + depth], space, pid if isinstance(pid, int) else 0)
 
     def state(self, name: str) -> object:
         """`in_interrupt`, `in_iowait` as booleans, any other name as a member of the task; None where it is not known."""
@@ -231,8 +240,7 @@ def make_event(kind: Kind, text: Optional[TextOf], table: TableOf, symbol_of: Sy
     namespace["getters"] = getters
     namespace["kind"] = kind
     namespace["places"] = places
-    namespace["plumbing_frames"] = {}
-    namespace["symbol_of"] = staticmethod(symbol_of)
+    namespace["plumbing"] = Plumbing(symbol_of)
     namespace["reads"] = tuple((read, places[f"{READ}{number}"]) for number, read in enumerate(kind.reads))
     event: CapturedEvent = type("Event", (CapturedEvent,), namespace)()
     return event

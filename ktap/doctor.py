@@ -158,7 +158,7 @@ CHECKS: tuple[Check, ...] = (
     Check("BPF programs", True, "for any live event", bpf_programs),
     Check("perf events", True, "for perf buffers and profile-", perf_events),
     Check("tracefs", True, "for names and fields of events", tracefs),
-    Check("libbcc", False, "for the symbols of processes", bcc),
+    Check("libbcc", False, "for loading programs; bpf(2) does the same", bcc),
     Check("llvmlite", True, "for any live event", library("llvmlite", f"{PIP_REMEDY} llvmlite")),
     Check("lark", True, "for compiling scripts", library("lark", f"{PIP_REMEDY} lark")),
     Check("ring buffers", False, "for --buffer ring; perf buffers do the same", ring_buffer),

@@ -70,16 +70,16 @@ def _read(file: IO[bytes]) -> ELFFile:
 class Binary:
     """One file, as it was when it was read. Make it with `open_binary`."""
 
-    def __init__(self, path: str) -> None:
-        """Raises OSError, and NotElf."""
+    def __init__(self, path: str, data: Optional[bytes] = None) -> None:
+        """`data` is what lies at no path, in memory. Raises OSError, and NotElf."""
         self.path = path
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            self.identity = (status.st_dev, status.st_ino, status.st_mtime_ns)
+        with open(path, "rb") if data is None else BytesIO(data) as file:
+            self.inode = os.fstat(file.fileno()).st_ino if data is None else 0
             elf = _read(file)
             self.machine = elf.get_machine_arch()
             self.word_bytes = elf.elfclass // 8
             self.segments = tuple(_segments(elf))
+            self._code_ends = _code_ends(elf)
             self.build_id = _build_id(elf)
             self._debug_link = _debug_link(elf)
             self._own = tuple(_symbols(elf))
@@ -164,7 +164,12 @@ class Binary:
         same = ordered[first : place + 1]
         named = [function for function in same if not function.name.startswith("_")] or same
         found = named[-1]
-        return found if address < found.address + found.size or found.size == 0 else None
+        end = found.address + found.size if found.size else self._section_end(found.address)
+        return found if address < end else None
+
+    def _section_end(self, address: int) -> int:
+        """Where a symbol without a size ends at the latest: assembler code has such, and no more behind it."""
+        return next((end for start, end in self._code_ends if start <= address < end), address + 1)
 
 
 @cache
@@ -194,6 +199,16 @@ def _segments(elf: ELFFile) -> Iterator[Segment]:
     for segment in elf.iter_segments():
         if segment["p_type"] == "PT_LOAD":
             yield Segment(segment["p_vaddr"], segment["p_offset"], segment["p_filesz"], bool(segment["p_flags"] & 1))
+
+
+EXECUTABLE = 4
+"""SHF_EXECINSTR."""
+
+
+def _code_ends(elf: ELFFile) -> Tuple[Tuple[int, int], ...]:
+    """Start and end of every section of code; of the segments where a file has no sections."""
+    sections = [(s["sh_addr"], s["sh_addr"] + s["sh_size"]) for s in elf.iter_sections() if s["sh_flags"] & EXECUTABLE]
+    return tuple(sections or [(s.address, s.address + s.size) for s in _segments(elf) if s.executable])
 
 
 FUNCTION, INDIRECT_FUNCTION = 2, 10

@@ -196,15 +196,18 @@ def _fill_interrupt(frame: Frame, slot: Slot, space: str, offset: int) -> None:
 
 
 def _fill_caller(frame: Frame, slot: Slot, space: str, offset: int) -> None:
+    frame.w.store(8, caller(frame), space, offset)
+
+
+def caller(frame: Frame) -> str:
     """The return address of a function that has just been called: on the stack, or in the register for it."""
     w, machine = frame.w, MACHINES[frame.spec.machine]
     if machine.stack_words == 0:
-        w.store(8, w.load(8, "%ctx", machine.parts["lr"].offset), space, offset)
-        return
+        return w.load(8, "%ctx", machine.parts["lr"].offset)
     room = w.local(8, "word")
     w.store(8, 0, room)
     w.call("probe_read_user", room, 8, w.load(8, "%ctx", machine.registers[machine.stack].offset))
-    w.store(8, w.load(8, room), space, offset)
+    return w.load(8, room)
 
 
 FILL: Mapping[str, Callable[[Frame, Slot, str, int], None]] = {

@@ -387,12 +387,14 @@ class Counter(NamedTuple):
     config1: int = 0
     config2: int = 0
     """Of a PMU that has more to say than `config` does."""
+    clock: int = 0
+    """What records are stamped with, where FLAG_CLOCK says that it is to be chosen."""
 
 
 def open_perf_event(counter: Counter, cpu: int, pid: int = -1, what: str = "perf event") -> int:
     """perf_event_open(2), close-on-exec. Raises OSError."""
     attribute = struct.pack(
-        "=IIQQQQQIIQQ",
+        "=IIQQQQQIIQQ20xI",
         counter.type,
         ATTRIBUTE_BYTES,
         counter.config,
@@ -404,6 +406,7 @@ def open_perf_event(counter: Counter, cpu: int, pid: int = -1, what: str = "perf
         counter.breakpoint,
         counter.config1,
         counter.config2,
+        counter.clock,
     ).ljust(ATTRIBUTE_BYTES, b"\0")
     buffer = ctypes.create_string_buffer(attribute, ATTRIBUTE_BYTES)
     number = _architecture(PERF_CALL, "perf_event_open")

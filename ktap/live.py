@@ -38,6 +38,7 @@ from vm.event import Action, Batch, Event, Loss, Probe
 from vm.program import Program
 
 if TYPE_CHECKING:
+    from ktap.address_spaces import AddressSpaces
     from ktap.lowered import Lowering
 
 BUFFER_BYTES = 32 << 20
@@ -50,6 +51,9 @@ LONGEST_SLEEP_NS = 8_000_000
 """Between two looks at the buffer: short while events come, long while none do."""
 BUSY_RECORDS = 2_000
 """So many at once: look again without sleeping."""
+
+UNNAMED = "what processes had mapped: buffer full, so some of their addresses have no names"
+"""A loss: of no event, but of what the kernel told about processes."""
 
 MOST_CAPTURED_BYTES = 60_000
 """Of one event: a perf record's size is a 16-bit number."""
@@ -89,6 +93,8 @@ class Helpers(NamedTuple):
     """The symbol of an address in the kernel."""
     types: Types
     """The C types the script knows, its own and the kernel's."""
+    spaces: Optional[AddressSpaces] = None
+    """What the memory of processes is known by, where the script names their code."""
 
 
 class LiveSource:
@@ -144,6 +150,8 @@ class LiveSource:
         for notice in resolver.notices:
             self._say(notice)
         symbols = self._symbols(demands)
+        if self._helpers.spaces is not None and self._options.attaching:
+            self._helpers.spaces.watch(self._options.pids)
         try:
             while not self._tried(probes, found, demands, symbols):
                 pass
@@ -292,6 +300,8 @@ class LiveSource:
 
     def settle(self) -> None:
         """See vm.event.Source.settle: what handlers in the kernel have counted comes into the script's tables."""
+        if self._helpers.spaces is not None:
+            self._helpers.spaces.update()
         if self._lowering is not None and self._lowering.tables is not None:
             self._lowering.tables.drain()
 
@@ -344,6 +354,8 @@ class LiveSource:
         horizon_ns = self._order.horizon_ns
         if self._late is not None:
             records, horizon_ns = self._late.complete(records, horizon_ns)
+        if self._helpers.spaces is not None:
+            self._helpers.spaces.update()  # now it has all that came before these records
         return Batch(records, horizon_ns, False)
 
     def losses(self) -> Sequence[Loss]:
@@ -357,6 +369,8 @@ class LiveSource:
             count = struct.unpack("=Q", value)[0] if value is not None else 0
             if count:
                 found.append(Loss(what, label, count))
+        if self._helpers.spaces is not None and self._helpers.spaces.lost:
+            found.append(Loss(UNNAMED, "stacks of processes", self._helpers.spaces.lost))
         for program in self._attachment.programs:
             missed = kernel.program_info(program.fd).misses
             if missed:
@@ -377,6 +391,8 @@ class LiveSource:
                 self._say(f"letting go of {slow} events takes about {detach_s(slow)} s")
             self._attachment.close()
             self._attachment = None
+        if self._helpers.spaces is not None:
+            self._helpers.spaces.stop()
         if self._follower is not None:
             self._follower.close()
             self._follower = None

@@ -30,9 +30,10 @@ from compiler.lower.stops import can_stop
 from compiler.lower.values import Site
 from ktap import surroundings
 from ktap.capture import SYSCALL_ENTER, Body, Case, Frame
+from ktap.captured import Plumbing
 from ktap.demand import Demand
 from ktap.demand import join as joined
-from ktap.plan import Wanted
+from ktap.plan import Wanted, enters
 from ktap.predicate import reads_process
 from ktap.sites import Outside, outside, site_layout
 from ktap.surroundings import FrameEnvironment, event_types
@@ -77,6 +78,7 @@ class Lowering:
         self._boxes: Dict[int, Box] = {}
         self._stops = False
         self._contended: FrozenSet[str] = frozenset()
+        self._plumbing = Plumbing(machine.host.kernel_symbol)
 
     # -- choosing -----------------------------------------------------------------------------
 
@@ -236,6 +238,7 @@ class Lowering:
             ticks,
             Variables(self._value_of, self._set_value),
             lambda number: self.names[number],
+            self._plumbing,
         )
         nested = {self.tables.names[identity] for identity, home in plan.tables.items() if home.nested}
         nested |= {SAMPLES if v.home == AGGREGATION else SUMS for v in plan.variables.values() if v.nested}
@@ -269,7 +272,9 @@ class Lowering:
         names = sorted(event_names(flat))
         accesses = surroundings.reads(event, names)
         acts = any(block.operations for block in flat.blocks)
-        return Body(handler, filter_index, accesses, tuple(surroundings.members(event, names).items()), acts)
+        members = tuple(surroundings.members(event, names).items())
+        begins = enters(event) and calls(flat, "ustack")
+        return Body(handler, filter_index, accesses, members, acts, begins)
 
     # -- emitting -----------------------------------------------------------------------------
 
@@ -331,7 +336,12 @@ class Lowering:
 
     def outside(self) -> List[Outside]:
         """What is done with the records of every site, in the order of their numbers."""
-        return [outside(site, self.machine, lambda number: self.names[number]) for site in self.sites]
+        return [outside(site, self.machine, lambda number: self.names[number], self._plumbing) for site in self.sites]
+
+
+def calls(flat: FlatHandler, builtin: str) -> bool:
+    """Whether a handler calls a builtin."""
+    return any(o.op == "BUILTIN" and o.name == builtin for block in flat.blocks for o in block.operations)
 
 
 def filters_late(event: Wanted, probe: int) -> bool:

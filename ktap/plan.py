@@ -99,6 +99,16 @@ class Wanted(NamedTuple):
     """Handlers that run in the kernel; `probes` are then those that do not."""
 
 
+def enters(wanted: Wanted) -> bool:
+    """Whether a function of a process begins where the event fires."""
+    return wanted.context == USER_ENTRY and wanted.spot is not None and wanted.spot.starts
+
+
+def has_plumbing(context: str) -> bool:
+    """Whether kernel stacks may begin with frames that lead to the program itself."""
+    return context not in (PROFILE, COUNTER)
+
+
 def is_plain(wanted: Wanted) -> bool:
     """Whether a tracepoint serves as a raw one: neither its filters nor its handlers look at the record."""
     lowered = any(body.needs_record for body in wanted.bodies)
@@ -154,7 +164,7 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
     late_filters = at_entry and any(reads_process(condition) for condition in wanted.filters)
     late = late_filters or (at_entry and any(read.space != demand.KERNEL for read in wanted.demand.reads))
     slots: List[Slot] = context_slots(wanted.demand, late)
-    if wanted.context == USER_ENTRY and wanted.demand.user_stack and wanted.spot is not None and wanted.spot.starts:
+    if wanted.demand.user_stack and enters(wanted):
         slots.append(integer(CALLER, "Q"))
     reads: List[demand.Read] = []
     placed: List[demand.Read] = []
@@ -203,7 +213,7 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
         tuple(reads),
         wanted.arguments,
         symbols,
-        wanted.context not in (PROFILE, COUNTER),
+        has_plumbing(wanted.context),
         wanted.members,
     )
     return Captured(wanted, case, kind)

@@ -41,6 +41,7 @@ from vm import c_types
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Action, Batch, Event, Loss, Probe, Source
 from vm.host import Host
+from vm.values import caller_symbol
 
 CHUNK_BYTES = 1 << 18
 """Records of one chunk."""
@@ -81,7 +82,7 @@ class RecordingHost:
     """A host whose answers about symbols are kept. See vm.host.Host."""
 
     def __init__(self, host: Host, recorder: Recorder) -> None:
-        self._host = host
+        self.live = self._host = host
         self.recorder = recorder
 
     def monotonic_ns(self) -> int:
@@ -224,11 +225,13 @@ class Track:
         for frame in _frames(values, self._kernel):
             if not answers.knows("kernel", str(frame)):
                 host.kernel_symbol(frame)
+                caller_symbol(host.kernel_symbol, frame)
         if self._user is not None and self._pair is not None:
             pid = int(values[self._pair]) >> 32  # type: ignore[call-overload]  # the layout says Q
             for frame in _frames(values, self._user):
                 if not answers.knows("user", f"{pid}:{frame}"):
                     host.user_symbol(pid, frame)
+                    caller_symbol(lambda address: host.user_symbol(pid, address), frame)
         if self._show is not None and self._record is not None:
             raw = values[self._record]
             if isinstance(raw, bytes):

@@ -13,7 +13,7 @@ from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequenc
 
 from compiler.lower.types import Type
 from compiler.lower.values import Site, Value
-from ktap.captured import NAMES, CapturedEvent
+from ktap.captured import NAMES, CapturedEvent, Plumbing
 from ktap.layout import Layout, Slot, Values, aligned, fixed, integer, variable
 from ktap.tables import NameOf, number, unpack_bytes
 from vm.event import Action, Bulk, Event
@@ -51,7 +51,7 @@ class Outside(NamedTuple):
     handle: Action
 
 
-def outside(site: Site, machine: Machine, name_of: NameOf) -> Outside:
+def outside(site: Site, machine: Machine, name_of: NameOf, plumbing: Plumbing) -> Outside:
     """How the VM takes the records of a site: with the builtin that a handler in the VM would call."""
     frames = tuple(Frame(machine.program.functions[call.function].name, call.span) for call in site.frames)
 
@@ -64,7 +64,7 @@ def outside(site: Site, machine: Machine, name_of: NameOf) -> Outside:
 
     if site.detail:
         return Outside(site_layout(site), SiteEvent(), fault)
-    decode = site_values(site, name_of)
+    decode = site_values(site, name_of, plumbing)
     function = machine.builtins[site.name]
 
     def call(depth: int, event: Event) -> object:
@@ -214,7 +214,7 @@ def is_inline(kind: Type) -> bool:
     return kind.is_only("string") and kind.size_bytes == COMM_BYTES
 
 
-def site_values(site: Site, name_of: NameOf) -> Callable[[Values], List[object]]:
+def site_values(site: Site, name_of: NameOf, plumbing: Plumbing) -> Callable[[Values], List[object]]:
     """Reads the arguments of a builtin out of a site's record."""
     layout, constants = site_layout(site), dict(site.constants)
     kinds = iter(enumerate(site.values))
@@ -223,7 +223,7 @@ def site_values(site: Site, name_of: NameOf) -> Callable[[Values], List[object]]
         if argument in constants:
             readers.append(_constant(constants[argument]))
         else:
-            readers.append(site_value(layout, *next(kinds), name_of))
+            readers.append(site_value(layout, *next(kinds), name_of, plumbing))
     return lambda record: [read(record) for read in readers]
 
 
@@ -231,7 +231,9 @@ def _constant(value: object) -> Callable[[Values], object]:
     return lambda record: value
 
 
-def site_value(layout: Layout, index: int, kind: Type, name_of: NameOf) -> Callable[[Values], object]:
+def site_value(
+    layout: Layout, index: int, kind: Type, name_of: NameOf, plumbing: Plumbing
+) -> Callable[[Values], object]:
     """Reads one value of a record."""
     nil, place = layout.item(f"nil{index}"), layout.item(f"value{index}")
     plain = kind.without("nil")
@@ -245,7 +247,7 @@ def site_value(layout: Layout, index: int, kind: Type, name_of: NameOf) -> Calla
             return None
         item = record[place]
         if isinstance(item, bytes):
-            return unpack_bytes(plain, item)
+            return unpack_bytes(plain, item, plumbing)
         assert isinstance(item, int)
         return number(plain, pack("=q", item), name_of)
 

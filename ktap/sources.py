@@ -18,6 +18,7 @@ from vm.machine import Machine
 from vm.values import Table
 
 if TYPE_CHECKING:
+    from ktap.address_spaces import AddressSpaces
     from ktap.lowered import Lowering
     from ktap.pointer_format import KernelNames
     from ktap.print_format import Formatter
@@ -66,7 +67,14 @@ def live_source(
         return event_text(event, live_names(), os.uname().release).show
 
     host = machine.host
-    helpers = live.Helpers(format_text, tables_of(machine), host.kernel_address, host.kernel_symbol, types_of(machine))
+    helpers = live.Helpers(
+        format_text,
+        tables_of(machine),
+        host.kernel_address,
+        host.kernel_symbol,
+        types_of(machine),
+        spaces_of(machine),
+    )
     kernel = Kernel(
         tracefs.find,
         os.uname().machine,
@@ -76,6 +84,20 @@ def live_source(
     )
     lowering = None if options.record is not None else lowering_of(machine, options)
     return live.LiveSource(machine.program, settings, helpers, kernel, say, lowering)
+
+
+NAMING = frozenset({b"ustack", b"usym"})
+"""Builtins that give addresses of processes, which print as symbols."""
+
+
+def spaces_of(machine: Machine) -> Optional[AddressSpaces]:
+    """What the machine's host knows of the memory of processes; None where the script names none of their code."""
+    from ktap.live_host import LiveHost
+    from ktap.recorder import RecordingHost
+
+    host = machine.host.live if isinstance(machine.host, RecordingHost) else machine.host
+    named = any(constant in NAMING for constant in machine.program.constants if isinstance(constant, bytes))
+    return host.spaces if named and isinstance(host, LiveHost) else None
 
 
 def recording_source(

@@ -14,9 +14,10 @@ from ktap.capture import RAW, Access, Body, Frame
 from ktap.captured import PARENT
 from ktap.event_format import INLINE, POINTER, REL_LOC, RETVAL, TEXT
 from ktap.event_format import INTEGER as INTEGER_FIELD
+from ktap.filling import caller
 from ktap.layout import Layout
 from ktap.members import Member
-from ktap.plan import Wanted, field_of, value_places
+from ktap.plan import Wanted, field_of, has_plumbing, value_places
 from ktap.sending import send
 from ktap.sites import COMM_BYTES, site_layout, site_slots
 from vm.program import Span
@@ -124,6 +125,7 @@ class FrameEnvironment:
         self.writer: Writer = frame.w
         self.accesses = {place.name: place for place in body.accesses}
         self.members = dict(body.members)
+        self.enters = body.enters
         self.event_number = event
         self.time = ""
 
@@ -218,6 +220,15 @@ class FrameEnvironment:
                 same = self.writer.value(f"icmp eq i64 {number}, {index}")
                 test = same if test == "false" else self.writer.value(f"or i1 {test}, {same}")
         return test
+
+    @property
+    def plumbing(self) -> bool:
+        """See Environment.plumbing."""
+        return has_plumbing(self.frame.spec.context)
+
+    def caller(self) -> str:
+        """See Environment.caller."""
+        return caller(self.frame) if self.enters else "0"
 
     def number(self, name: str) -> str:
         """See Environment.number."""

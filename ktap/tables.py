@@ -37,8 +37,9 @@ from compiler.lower.layouts import (
     value_bytes,
 )
 from compiler.lower.partition import AGGREGATION, CONSTANT, KEYED, SUM, Plan, TableHome
-from compiler.lower.types import Type
+from compiler.lower.types import STACK_HEAD_BYTES, Type
 from ktap import kernel
+from ktap.captured import Plumbing, stack_of, with_caller
 from vm.aggregate import Keeping, Stats
 from vm.histogram import steps
 from vm.memory import Account
@@ -49,6 +50,9 @@ DROPS, KEPT, ZEROS, SUMS, SAMPLES, STOPPED = "drops", "kept", "zeros", "sums", "
 to and sampled; whether a handler has ended the run."""
 PRESENT = struct.pack("=q", 1)
 """The state of an entry that has not been removed."""
+STACK_HEAD = struct.Struct("=IHHq").unpack_from
+"""Before the frames of a stack: its process, or whether plumbing may be on it; how many frames are wanted, how many
+before them are not; the caller of a function that has just begun, or 0."""
 KINDS = {
     HASH: kernel.HASH,
     PERCPU_HASH: kernel.PERCPU_HASH,
@@ -98,6 +102,7 @@ class KernelTables:
         drained: bool,
         variables: Variables,
         name_of: NameOf,
+        plumbing: Plumbing,
     ) -> None:
         """`account` has the limit of a table, and counts what did not fit; `drained` says that sums are taken out
         while events fire.
@@ -108,6 +113,7 @@ class KernelTables:
         self.stats = stats = stats_layout(keeping)
         self.variables = variables
         self.name_of = name_of
+        self.plumbing = plumbing
         self.cpus = kernel.possible_cpus()
         self.names: Dict[int, str] = {}
         self.specs: Dict[str, MapSpec] = {}
@@ -225,10 +231,10 @@ class KernelTables:
                 self._copy(home, name)
             elif home.home == SUM:
                 for key, value in self._taken(name):
-                    self._add(home, unpack_key(home.facts.key, key, self.name_of), words(value), name in self.exchanged)
+                    self._add(home, self._key(home, key), words(value), name in self.exchanged)
             elif home.home == AGGREGATION:
                 for key, value in self._taken(name):
-                    self._merge(home, unpack_key(home.facts.key, key, self.name_of), value)
+                    self._merge(home, self._key(home, key), value)
         self._drain_variables()
         dropped = sum(count for _, count in self.drops())
         self.account.dropped_keys += dropped - self.reported_drops
@@ -242,6 +248,9 @@ class KernelTables:
             held.inner.reverse()
             kernel.update(held.outer, bytes(4), struct.pack("=I", held.inner[0]))
         return kernel.take_all(old, held.key_bytes, rounded(held.value_bytes) * self.cpus, True)
+
+    def _key(self, home: TableHome, key: bytes) -> object:
+        return unpack_key(home.facts.key, key, self.name_of, self.plumbing)
 
     def _add(self, home: TableHome, key: object, values: Sequence[int], counted: bool) -> None:
         """Add what all processors have added; `counted`: behind each sum is the number of additions."""
@@ -280,7 +289,7 @@ class KernelTables:
         for key, value in kernel.take_all(held.inner[0], held.key_bytes, held.value_bytes, False):
             if value[:start] == PRESENT[:start]:
                 found = unpack_value(home.facts.value, value[start:], self.name_of)
-                home.table.put(unpack_key(home.facts.key, key, self.name_of), found)
+                home.table.put(self._key(home, key), found)
 
     def _drain_variables(self) -> None:
         fresh: Dict[str, int] = {}
@@ -344,18 +353,18 @@ def pack_part(kind: Type, value: object) -> bytes:
     if isinstance(value, bytes):
         return value.ljust(size, b"\0")
     if isinstance(value, Stack):
-        head = struct.pack("=q", value.pid) if value.space == "user" else b""
+        head = struct.pack("=qq", value.pid | len(value.frames) << 32, 0)
         return (head + struct.pack(f"={len(value.frames)}q", *value.frames)).ljust(size, b"\0")
     assert isinstance(value, int)
     return struct.pack("=q", value)
 
 
-def unpack_key(kind: Type, data: bytes, name_of: NameOf) -> object:
+def unpack_key(kind: Type, data: bytes, name_of: NameOf, plumbing: Plumbing) -> object:
     """A key as a script sees it."""
     parts: List[object] = []
     for part in key_parts(kind):
         size = part_bytes(part)
-        parts.append(unpack_bytes(part, data[:size]) if part.is_bytes else number(part, data, name_of))
+        parts.append(unpack_bytes(part, data[:size], plumbing) if part.is_bytes else number(part, data, name_of))
         data = data[size:]
     return make_key(parts) if kind.can_be("key") else parts[0]
 
@@ -377,18 +386,16 @@ def number(kind: Type, data: bytes, name_of: NameOf) -> object:
     return Address(value) if kind.can_be("address") else value
 
 
-def unpack_bytes(kind: Type, data: bytes) -> object:
+def unpack_bytes(kind: Type, data: bytes, plumbing: Plumbing) -> object:
     """A string or a stack, padded with zeros."""
     if kind.can_be("string"):
         return data.split(b"\0", 1)[0]
-    pid = 0
+    owner, depth, skip, caller = STACK_HEAD(data)
+    frames = words(data[STACK_HEAD_BYTES:])
     if kind.can_be("user stack"):
-        (pid,) = struct.unpack_from("=q", data)
-        data = data[8:]
-    frames = words(data)
-    while frames and frames[-1] == 0:
-        frames = frames[:-1]
-    return Stack(frames, "user" if kind.can_be("user stack") else "kernel", pid)
+        return stack_of(with_caller(frames, caller)[skip : skip + depth], "user", owner)
+    skip += plumbing.count(frames) if owner else 0
+    return stack_of(frames[skip : skip + depth], "kernel", 0)
 
 
 def pack_value(kind: Type, value: object, size_bytes: int) -> bytes:

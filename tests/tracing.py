@@ -7,12 +7,12 @@ from typing import NamedTuple, Optional, Sequence
 
 from compiler.compile import compile_source
 from ktap.child import Child
+from ktap.live_host import LiveHost
 from ktap.options import Options
 from ktap.session import KernelTypes
 from ktap.sources import live_source
 from vm.event import Loss
 from vm.limits import Limits
-from vm.local_host import LocalHost
 from vm.machine import Machine
 from vm.machine import Options as MachineOptions
 from vm.run import Run, RunOptions
@@ -73,7 +73,7 @@ def trace(
     """
     sink, notices, faults = Sink(), [], []
     machine = Machine(
-        compile_source(script, "test.kp").program, sink, LocalHost(), MachineOptions(limits, types=KernelTypes())
+        compile_source(script, "test.kp").program, sink, LiveHost(), MachineOptions(limits, types=KernelTypes())
     )
     child = Child(command) if command else None
     options = Options(buffer=buffer, buffer_bytes=buffer_bytes, pid=pid, cpu=cpu, tier=tier)

@@ -23,8 +23,9 @@ A pack that starts with `TAIL` is a tail call still to be made (see `Machine.cal
 
 from __future__ import annotations
 
+import re
 from types import FunctionType
-from typing import Callable, Dict, Final, Iterable, List, NamedTuple, Optional, Protocol, Tuple
+from typing import Callable, Dict, Final, Iterable, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 from vm.event import Event
 from vm.fault import Fault
@@ -86,10 +87,28 @@ class Stack(NamedTuple):
         return "stack"
 
     def text(self, host: Host) -> bytes:
-        """One frame a line, each with its symbol, a newline after each."""
+        """One frame a line, each with its symbol, a newline after each; an empty stack says that there is none."""
+        lines = self.names(host) or (f"[no {self.space} stack]",)
+        return "".join([f"{line}\n" for line in lines]).encode("utf-8", "surrogateescape")
+
+    def names(self, host: Host) -> Sequence[str]:
+        """Each frame's symbol. Behind the first, frames are where calls return to: their symbol is that of the call."""
         symbol = host.kernel_symbol if self.space == "kernel" else lambda frame: host.user_symbol(self.pid, frame)
-        lines = [symbol(frame & 0xFFFFFFFFFFFFFFFF) + "\n" for frame in self.frames]
-        return "".join(lines).encode("utf-8", "surrogateescape")
+        first = [symbol(frame & ADDRESS_MASK) for frame in self.frames[:1]]
+        return first + [caller_symbol(symbol, frame & ADDRESS_MASK) for frame in self.frames[1:]]
+
+
+ADDRESS_MASK: Final = 0xFFFFFFFFFFFFFFFF
+DIGITS: Final = re.compile(r"[0-9a-f]+")
+
+
+def caller_symbol(symbol: Callable[[int], str], address: int) -> str:
+    """The symbol of the call that returns to an address: a function may end with a call that never returns."""
+    name, plus, behind = symbol(max(address - 1, 0)).rpartition("+0x")
+    offset = DIGITS.match(behind)
+    if not plus or offset is None:
+        return symbol(address)
+    return f"{name}+{int(offset[0], 16) + 1:#x}{behind[offset.end() :]}"
 
 
 class BooleanKey:
@@ -128,8 +147,9 @@ class Key(Tuple[object, ...]):
         return tuple([outer_key(part) for part in self])
 
     def text(self, host: Host) -> bytes:
-        """The parts joined with `, `."""
-        return b", ".join([tostring(part, host) for part in self.parts()])
+        """The parts joined with `, `; a stack without its last newline."""
+        texts = [tostring(part, host) for part in self.parts()]
+        return b", ".join([text[:-1] if type(part) is Stack else text for part, text in zip(self, texts)])
 
 
 def make_key(parts: Iterable[object]) -> Key:

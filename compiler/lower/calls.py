@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Dict, List
 
 from compiler.lower.flat import Constant, NotLowered, Operation
-from compiler.lower.signature import SIGNATURES, state_name
-from compiler.lower.types import INTEGER, Type
+from compiler.lower.signature import SIGNATURES, stack_frames, state_name
+from compiler.lower.types import INTEGER, STACK_HEAD_BYTES, Type
 from compiler.lower.values import Site, Value, of_constant
 
 if TYPE_CHECKING:
@@ -85,24 +85,26 @@ def _number_read(helper: str, size: int) -> Emit:
 
 
 def _kernel_stack(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
-    return _stack(emitter, values, result, 0)
+    plumbing = emitter.environment.plumbing
+    return _stack(emitter, operation, result, str(int(plumbing)), "0", 0)
 
 
 def _user_stack(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
-    value = _stack(emitter, values, result, 8)
-    emitter.w.store(8, emitter.environment.event("pid", emitter.texts).number, value.pointer)
-    return value
+    environment = emitter.environment
+    pid, caller = environment.event("pid", emitter.texts).number, environment.caller()
+    return _stack(emitter, operation, result, pid, caller, USER_STACK_FLAG)
 
 
-def _stack(emitter: Emitter, values: List[Value], result: Type, head_bytes: int) -> Value:
-    """Return addresses behind `head_bytes`, the rest zeros."""
-    skip = int(values[1].number) if len(values) > 1 else 0
+def _stack(emitter: Emitter, operation: Operation, result: Type, owner: str, caller: str, flags: int) -> Value:
+    """All frames behind their head (see `compiler.lower.layouts`), the rest zeros."""
+    w = emitter.w
+    depth, skip = stack_frames(operation)
     pointer = emitter.texts.room(result.size_bytes)
     emitter.texts.clear(pointer, result.size_bytes)
-    frames = emitter.w.at(pointer, head_bytes)
-    emitter.w.call(
-        "get_stack", "%ctx", frames, result.size_bytes - head_bytes, (USER_STACK_FLAG if head_bytes else 0) | skip
-    )
+    w.store(8, w.value(f"or i64 {owner}, {depth << 32 | skip << 48}"), pointer)
+    w.store(8, caller, pointer, 8)
+    frames = w.at(pointer, STACK_HEAD_BYTES)
+    w.call("get_stack", "%ctx", frames, result.size_bytes - STACK_HEAD_BYTES, flags)
     return Value(result, pointer=pointer)
 
 

@@ -2,7 +2,10 @@
 
 A key is its parts one after the other, each at a multiple of 8 and padded with zeros, so that equal
 keys are equal bytes: 8 bytes for an integer, an address or a boolean; a string's bytes (NUL-free, at
-most as many as inference found); a stack's return addresses.
+most as many as inference found). A stack is 16 bytes and then return addresses: in the first 8 the process
+(of a kernel stack: whether it may begin with frames that lead to the program), from bit 32 on how many
+frames are wanted and from bit 48 on how many before them are not; in the second 8 the caller of a function
+that has just begun, which its stack does not tell yet, or 0.
 
 A value is 8 bytes for an integer or a boolean; a length of 8 bytes and then the bytes for a string or a
 stack. A sum is 8 bytes, and where it is drained while events fire 8 more that count the additions. An

@@ -5,13 +5,15 @@ Every other builtin keeps its handler in the VM. `emit.py` has an emitter for ea
 
 from __future__ import annotations
 
-from typing import Callable, Dict, NamedTuple, Sequence, Set
+from typing import Callable, Dict, NamedTuple, Sequence, Set, Tuple
 
 from compiler.lower.flat import Constant, FlatHandler, NotLowered, Operand, Operation
-from compiler.lower.types import INTEGER, MAX_STRING_BYTES, NIL, Type, join, string
+from compiler.lower.types import INTEGER, MAX_STRING_BYTES, NIL, STACK_HEAD_BYTES, Type, join, string
 
 MAX_FRAMES = 127
 """Frames of a stack (PERF_MAX_STACK_DEPTH of linux/perf_event.h)."""
+PLUMBING_FRAMES = 6
+"""So many frames of a kernel stack may lead to the program itself; the reader takes them off."""
 STATES = ("in_iowait", "curr_taskinfo")
 """Builtins that read the running task: their type is that of a variable of the event (`state_name`)."""
 
@@ -57,12 +59,21 @@ def _constant_count(operation: Operation, position: int, most: int) -> int:
 
 
 def _stack(operation: Operation, arguments: Sequence[Type]) -> Type:
-    depth = _constant_count(operation, 0, MAX_FRAMES)
-    if len(operation.arguments) > 1 and not isinstance(operation.arguments[1], Constant):
-        raise NotLowered(operation.span, f"{operation.name} that skips a number of frames that is not a constant")
+    frames = sum(stack_frames(operation))
     if operation.name == "ustack":
-        return Type(frozenset({"user stack"}), 8 + 8 * depth)
-    return Type(frozenset({"stack"}), 8 * depth)
+        return Type(frozenset({"user stack"}), STACK_HEAD_BYTES + 8 * min(frames, MAX_FRAMES))
+    return Type(frozenset({"stack"}), STACK_HEAD_BYTES + 8 * (min(frames, MAX_FRAMES) + PLUMBING_FRAMES))
+
+
+def stack_frames(operation: Operation) -> Tuple[int, int]:
+    """How many frames a stack has at most, and how many are left out before them. Raises NotLowered."""
+    depth = _constant_count(operation, 0, MAX_FRAMES)
+    skip = operation.arguments[1] if len(operation.arguments) > 1 else Constant(None)
+    if isinstance(skip, Constant) and skip.value is None:
+        return depth, 0
+    if not isinstance(skip, Constant) or type(skip.value) is not int or not 0 <= skip.value <= MAX_FRAMES:
+        raise NotLowered(operation.span, f"{operation.name} that skips a number of frames that is not a constant")
+    return depth, skip.value
 
 
 def _length(operation: Operation, arguments: Sequence[Type]) -> Type:

@@ -26,15 +26,16 @@ MAX_STRING_BYTES = 4096
 """The longest string that a handler in the kernel holds (PATH_MAX of linux/limits.h)."""
 
 
+STACK_HEAD_BYTES = 16
+"""Before the frames of a stack (see `compiler.lower.layouts`)."""
 BYTES_KINDS = frozenset({"string", "stack", "user stack"})
 
 
 class Type(NamedTuple):
     """What a value can be: one of `kinds`.
 
-    `size_bytes` is the most a string takes, or a stack: 8 bytes a frame, and 8 more for the process of a user stack;
-    `parts` are the types of the values
-    of a multi-key. `signed` integers only exist in the language; nothing more is kept of them.
+    `size_bytes` is the most a string takes, or a stack: its head, and 8 bytes a frame;
+    `parts` are the types of the values of a multi-key. `signed` integers only exist in the language; nothing more is kept of them.
     """
 
     kinds: FrozenSet[str]
@@ -124,7 +125,7 @@ def of_value(value: object) -> Type:
     if isinstance(value, Stats):
         return STATS
     if isinstance(value, Stack):
-        if value.space == "user":
-            return Type(frozenset({"user stack"}), 8 + 8 * len(value.frames))
-        return Type(frozenset({"stack"}), 8 * len(value.frames))
+        return Type(
+            frozenset({"user stack" if value.space == "user" else "stack"}), STACK_HEAD_BYTES + 8 * len(value.frames)
+        )
     return FUNCTION

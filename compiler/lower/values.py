@@ -86,5 +86,12 @@ class Environment(Protocol):
     def is_named(self, number: str, name: bytes) -> str:
         """Whether the event of a number has a name, as an i1."""
 
+    @property
+    def plumbing(self) -> bool:
+        """Whether a kernel stack may begin with frames that lead to the program itself."""
+
+    def caller(self) -> str:
+        """Where the function of a process that begins here returns to, as an i64; 0 where none begins."""
+
     def number(self, name: str) -> str:
         """A number that is known at load time (`realtime_offset`), as an i64."""

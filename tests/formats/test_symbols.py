@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ktap import btf, live_host, page_base
+from ktap import btf, page_base
 from ktap.kernel_data import KernelData
-from ktap.libbcc import missing
 from ktap.live_host import LiveHost
 from ktap.symbols import LiveNames, SymbolTable, read_constant_strings, read_table, with_offset, without_offset
 from ktap.tracefs import find
@@ -155,12 +154,8 @@ def test_enumerators() -> None:
 
 # -- processes ------------------------------------------------------------------------------------
 
-needs_bcc = pytest.mark.skipif(missing() is not None, reason="BCC's library is not installed")
 
-
-@needs_bcc
-def test_addresses_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_host, "MOST_PROCESSES", 1)
+def test_addresses_of_processes() -> None:
     libc = ctypes.CDLL(None)
     address = ctypes.cast(libc.getppid, ctypes.c_void_p).value
     assert address is not None

@@ -52,7 +52,7 @@ EVERY_TYPE = [
     (b"\xff", "string", "a string", b"\xff"),
     (table(), "table", "a table", b"table"),
     (function, "function", "a function", b"function"),
-    (Stack((16, 32)), "stack", "a stack", b"k_10+0x1\nk_20+0x1\n"),
+    (Stack((16, 32)), "stack", "a stack", b"k_10+0x1\nk_1f+0x2\n"),
     (Stack((-1,), "user", 7), "stack", "a stack", b"u7_ffffffffffffffff\n"),
     (Address(16), "address", "an address", b"k_10+0x1"),
     (Address(-1, 9), "address", "an address", b"u9_ffffffffffffffff"),

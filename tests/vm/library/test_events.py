@@ -96,7 +96,7 @@ def test_stacks(machine: SmallMachine) -> None:
     assert machine.run("stack", 10, 1) == stack
     assert machine.run("ustack") == user
     assert machine.run("ustack", 5, 2) is None
-    assert machine.printed("print_backtrace") == b"k_1+0x1\nk_2+0x1\n"
+    assert machine.printed("print_backtrace") == b"k_1+0x1\nk_1+0x2\n"
     machine.event.stacks = {("kernel", 127, 0): stack}
     assert machine.run("stack", 1000) == stack
     with pytest.raises(Fault, match="ustack: the user stack was not captured for this event"):

@@ -23,7 +23,7 @@ def test_print() -> None:
     assert machine.run("print") == ()
     assert machine.output.data == b"\n"
     assert machine.printed("print", 1, b"a b", None, True, make_key((b"x", 2))) == b"1\ta b\tnil\ttrue\tx, 2\n"
-    assert machine.printed("print", Address(16), Stack((1, 2))) == b"k_10+0x1\tk_1+0x1\nk_2+0x1\n\n"
+    assert machine.printed("print", Address(16), Stack((1, 2))) == b"k_10+0x1\tk_1+0x1\nk_1+0x2\n\n"
 
 
 def test_printf_prints_and_sprintf_gives() -> None:

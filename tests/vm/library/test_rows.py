@@ -21,6 +21,7 @@ PROMISED = set(
         "printf",
         "sprintf",
         "print_hist",
+        "print_folded",
         "pairs",
         "sort_pairs",
         "len",
