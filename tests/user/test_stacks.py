@@ -204,8 +204,8 @@ def test_functions_of_a_program_that_node_runs(tmp_path: Path, tier: str) -> Non
     )
     script = """
     profile-997hz { s[ustack()] += 1 }
-    trace syscalls:sys_enter_exit_group { if (execname == "node") { ended = pid } }
-    trace_end { print(ended) print_folded(s) }
+    trace syscalls:sys_enter_exit_group { if (execname == "node") { print(pid) } }
+    trace_end { print_folded(s) }
     """
     ended, *lines = run(script, "node", "--perf-basic-prof", program, tier=tier).lines
     Path(f"/tmp/perf-{ended}.map").unlink()
