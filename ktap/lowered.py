@@ -108,7 +108,15 @@ class Lowering:
             snapshot,
             candidates,
             lambda left: self._reach(probes, candidates, left),
-            Surroundings(self._name_of, self._value_of, earlier, machine.limits.event_string_bytes),
+            Surroundings(
+                self._name_of,
+                self._value_of,
+                earlier,
+                machine.limits.event_string_bytes,
+                machine.limits.string_bytes,
+                machine.limits.call_depth,
+                stats_layout(machine.keeping).size_bytes,
+            ),
         )
         self.names = tuple(event.name.encode() for event in wanted)
         self.sites = []

@@ -22,7 +22,7 @@ from compiler.lower.flat import (
     ordered,
 )
 from compiler.lower.infer import Facts, Typing
-from compiler.lower.layouts import StatsLayout
+from compiler.lower.layouts import MOST_PERCPU_BYTES, StatsLayout
 from compiler.lower.partition import Addition, Plan, VariableHome, additions
 from compiler.lower.texts import Texts
 from compiler.lower.types import BOOLEAN, INTEGER, Type, join
@@ -118,6 +118,9 @@ class Emitter:
         for number in ordered(self._targets):  # so that a definition comes before what it dominates
             self.w.label(self.label(number))
             self._block(self.flat.blocks[number], number)
+        if self.texts.room_bytes > MOST_PERCPU_BYTES:
+            reason = f"holds more than {MOST_PERCPU_BYTES} bytes of strings at a time"
+            raise NotLowered(None, reason, "read less of them: user_string(p, n), --max-event-string")
         self.texts.open_room(mark, self.end)
 
     def label(self, block: int) -> str:

@@ -14,6 +14,7 @@ from compiler.lower.control import assigned_by_closures, leaders, loop_writes, m
 from compiler.lower.flat import Block, FlatHandler, Known, NotLowered, Place, Stop
 from compiler.lower.snapshot import Closure, Snapshot
 from compiler.lower.walk import Frame, Walk, boxed
+from vm.limits import MAX_CALL_DEPTH
 from vm.values import Table
 
 MAX_INLINED_CALLS = 200
@@ -21,12 +22,16 @@ MAX_BLOCKS = 600
 """Inference looks at every way through a handler's blocks, and so does the kernel's verifier."""
 
 
-def flatten(snapshot: Snapshot, handler: Closure, is_fixed: Callable[[Table], bool]) -> FlatHandler:
+def flatten(
+    snapshot: Snapshot, handler: Closure, is_fixed: Callable[[Table], bool], call_depth: int = MAX_CALL_DEPTH
+) -> FlatHandler:
     """The handler as flat code; `is_fixed` tells of a table that nothing changes while events fire.
+
+    `call_depth` is how deep calls may be nested.
 
     Raises NotLowered for what only the VM can do.
     """
-    work = Flattener(snapshot, is_fixed)
+    work = Flattener(snapshot, is_fixed, call_depth)
     entry = work.new_block()
     function = snapshot.program.functions[handler.function]
     frame = Frame(Place(handler.function), function, 0, boxed(snapshot, handler), (), None, None)
@@ -38,9 +43,10 @@ def flatten(snapshot: Snapshot, handler: Closure, is_fixed: Callable[[Table], bo
 class Flattener:
     """The blocks made so far."""
 
-    def __init__(self, snapshot: Snapshot, is_fixed: Callable[[Table], bool]) -> None:
+    def __init__(self, snapshot: Snapshot, is_fixed: Callable[[Table], bool], call_depth: int) -> None:
         self.snapshot = snapshot
         self.is_fixed = is_fixed
+        self.call_depth = call_depth
         self.blocks: List[Block] = []
         self.registers = 0
         self.inlined: List[int] = []

@@ -39,8 +39,10 @@ from compiler.lower.types import (
     of_value,
     string,
 )
+from vm.fault import Fault
+from vm.printf import formatter
 from vm.program import Span
-from vm.values import Table
+from vm.values import MAX_INTEGER, Table
 
 EventType = Callable[[str, Span], Type]
 """The type of an event's value by its name (`pid`, `args.filename`). Raises NotLowered for what has none here."""
@@ -82,8 +84,9 @@ class TableFacts:
 class Facts:
     """What was inferred: variables and tables of a group, and the types at the entry of every block of each handler."""
 
-    def __init__(self, string_bytes: int = MAX_STRING_BYTES) -> None:
+    def __init__(self, string_bytes: int = MAX_STRING_BYTES, built_bytes: int = MAX_STRING_BYTES) -> None:
         self.string_bytes = string_bytes
+        self.built_bytes = min(built_bytes, MAX_STRING_BYTES)
         self.variables: Dict[Variable, Type] = {}
         self.tables: Dict[int, TableFacts] = {}
         self.entries: Dict[int, Dict[int, State]] = {}
@@ -119,11 +122,12 @@ def infer(
     event_types: Mapping[int, EventType],
     initial: Callable[[Variable], object],
     string_bytes: int = MAX_STRING_BYTES,
+    built_bytes: int = MAX_STRING_BYTES,
 ) -> Facts:
     """The facts of a group of handlers. `initial` gives what a variable holds now, `string_bytes` is the most that is
-    read of a string. Raises Refused.
+    read of a string, `built_bytes` the most that is made. Raises Refused.
     """
-    facts = Facts(string_bytes)
+    facts = Facts(string_bytes, built_bytes)
     facts.changed = True
     while facts.changed:
         facts.changed = False
@@ -284,10 +288,8 @@ class Typing:
         if not all(t.is_only("string", "integer") for t in types):
             raise NotLowered(operation.span, "joins what may be no string")
         size = sum(t.size_bytes if t.is_only("string") else INTEGER_DIGITS for t in types)
-        if size > self.facts.string_bytes:
-            raise NotLowered(
-                operation.span, f"joins strings to what may be longer than {self.facts.string_bytes} bytes"
-            )
+        if size > self.facts.built_bytes:
+            raise NotLowered(operation.span, f"joins strings to what may be longer than {self.facts.built_bytes} bytes")
         return string(size)
 
     def on_event(self, operation: Operation, types: List[Type]) -> Type:
@@ -327,6 +329,8 @@ class Typing:
         if operation.name in STATES:
             kind = self.event_type(state_name(operation), operation.span)
             return kind if operation.name == "curr_taskinfo" or kind == NIL else join(NIL, BOOLEAN)
+        if operation.name == "printf":
+            _check_format(operation, types, self.facts.built_bytes)
         result = row.result(operation, types)
         return result._replace(size_bytes=min(result.size_bytes, self.facts.string_bytes)) if row.reads else result
 
@@ -404,6 +408,23 @@ class Typing:
         if not types[0].is_only("stats", "nil") or not types[1].is_only("integer"):
             raise NotLowered(operation.span, f"adds a sample that may be {types[1]} to what may be {types[0]}")
         return STATS
+
+
+def _check_format(operation: Operation, types: List[Type], most_bytes: int) -> None:
+    """Raises NotLowered for a printf that may fault: its handler would have gone on by the time that is found out."""
+    first = operation.arguments[0] if operation.arguments else None
+    if not isinstance(first, Constant) or not isinstance(first.value, bytes):
+        raise NotLowered(operation.span, "printf of a format that is not a constant")
+    examples: List[object] = []
+    for argument, kind in zip(operation.arguments[1:], types[1:]):
+        if isinstance(argument, Constant):
+            examples.append(argument.value)
+        else:  # an integer too large to be a width, which is what `*` takes
+            examples.append(MAX_INTEGER if kind.is_only("integer", "address") else None)
+    try:
+        formatter("printf", lambda value: b"", lambda value: "what may be no integer", most_bytes)(first.value, tuple(examples))
+    except Fault as fault:
+        raise NotLowered(operation.span, f"printf of what may not fit its format ({fault.message})") from fault
 
 
 def _defining(block: Block, register: int) -> Optional[Operation]:

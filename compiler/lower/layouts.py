@@ -26,6 +26,8 @@ HASH, PERCPU_HASH, ARRAY, PERCPU_ARRAY = "hash", "percpu_hash", "array", "percpu
 
 MOST_KEY_BYTES = 4096 + 512
 """The largest key: a string as long as any, and some parts beside it."""
+MOST_PERCPU_BYTES = 32 << 10
+"""The largest value of a map for each processor (PCPU_MIN_UNIT_SIZE of linux/percpu.h)."""
 COUNT, SUM_OF, SMALLEST, LARGEST, BUCKETS = 0, 8, 16, 24, 32
 """Offsets in the value of an aggregation."""
 STATE_BYTES = 8

@@ -14,7 +14,7 @@ from compiler.lower.flat import Branch, Constant, FlatHandler, NotLowered, Opera
 from compiler.lower.flatten import flatten
 from compiler.lower.infer import VALUE_KINDS, Access, EventType, Facts, TableFacts, Typing, infer
 from compiler.lower.interrupts import EVENTS_OF_THREAD, SERIALIZED_BY_RUN_QUEUE, can_nest
-from compiler.lower.layouts import MOST_KEY_BYTES, key_bytes
+from compiler.lower.layouts import MOST_KEY_BYTES, MOST_PERCPU_BYTES, key_bytes
 from compiler.lower.reach import Reach
 from compiler.lower.snapshot import Closure, Snapshot
 from compiler.lower.stops import can_stop
@@ -85,6 +85,12 @@ class Surroundings(NamedTuple):
     """The line of a handler in the VM that runs before a handler for the same event, given the handlers in the kernel."""
     string_bytes: int
     """The longest string that is read from memory."""
+    built_bytes: int
+    """The longest string that a script builds."""
+    call_depth: int
+    """Calls nested in one another."""
+    stats_bytes: int
+    """The size of an aggregation with all its buckets."""
 
 
 def partition(
@@ -104,7 +110,12 @@ def partition(
     for number, candidate in candidates.items():
         try:
             flats[number] = split(
-                flatten(snapshot, candidate.closure, lambda table: not everything.table(table).written)
+                flatten(
+                    snapshot,
+                    candidate.closure,
+                    lambda table: not everything.table(table).written,
+                    surroundings.call_depth,
+                )
             )
         except NotLowered as why:
             reasons[number] = _reason(why)
@@ -112,10 +123,12 @@ def partition(
         kernel = {number: flat for number, flat in flats.items() if number not in reasons}
         types = {number: candidates[number].event_type for number in kernel}
         try:
-            facts = infer(kernel, types, surroundings.initial, surroundings.string_bytes)
+            facts = infer(kernel, types, surroundings.initial, surroundings.string_bytes, surroundings.built_bytes)
             reach = reach_of_vm(frozenset(candidates) - frozenset(kernel))
             group = Group(candidates, kernel, facts, reach)
             _check_order(group, surroundings)
+            if surroundings.stats_bytes > MOST_PERCPU_BYTES:
+                _check_samples(group)
             tables = {i: _table_home(f, group, surroundings.name_of) for i, f in facts.tables.items()}
             variables = {v: _variable_home(v, group) for v in facts.variables}
             return Plan(kernel, facts, tables, variables, reasons)
@@ -153,6 +166,16 @@ def _check_order(group: Group, surroundings: Surroundings) -> None:
         if acts is not None:
             reason = f"comes behind the handler of the same event at line {line}, which stays in the VM"
             raise Refused(number, NotLowered(acts.span, reason, "put it first"))
+
+
+def _check_samples(group: Group) -> None:
+    """Refuse handlers that sample where the buckets of an aggregation are more than a map can hold."""
+    for number, flat in group.kernel.items():
+        for block in flat.blocks:
+            for operation in block.operations:
+                if operation.op in ("SAMPLE", "STATADD"):
+                    reason = f"adds samples to buckets of more than {MOST_PERCPU_BYTES} bytes"
+                    raise Refused(number, NotLowered(operation.span, reason, "let lhist have fewer steps"))
 
 
 def _is_seen(operation: Operation) -> bool:

@@ -392,6 +392,8 @@ class Walk:
         work = self.work
         if callee.function in self.active:
             raise NotLowered(self.span, "calls itself", "write it as a loop")
+        if 1 + len(callers) > work.call_depth:
+            raise NotLowered(self.span, "nests calls deeper than the limit", "raise it with --max-depth")
         function = work.snapshot.program.functions[callee.function]
         base = work.fresh(function.registers)
         for n in range(function.parameters):
