@@ -422,7 +422,9 @@ def _check_format(operation: Operation, types: List[Type], most_bytes: int) -> N
         else:  # an integer too large to be a width, which is what `*` takes
             examples.append(MAX_INTEGER if kind.is_only("integer", "address") else None)
     try:
-        formatter("printf", lambda value: b"", lambda value: "what may be no integer", most_bytes)(first.value, tuple(examples))
+        formatter("printf", lambda value: b"", lambda value: "what may be no integer", most_bytes)(
+            first.value, tuple(examples)
+        )
     except Fault as fault:
         raise NotLowered(operation.span, f"printf of what may not fit its format ({fault.message})") from fault
 
