@@ -91,12 +91,6 @@ class Writer:
         """Start a block; the one before it must have been ended."""
         self._lines.append(f"{name}:")
 
-    def rest(self) -> None:
-        """Begin another block, which keeps the back end from mixing what comes with what was: it has few registers."""
-        following = self.fresh("l")
-        self.goto(following)
-        self.label(following)
-
     def goto(self, label: str) -> None:
         """End the block with a jump."""
         self.do(f"br label %{label}")

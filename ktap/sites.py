@@ -186,7 +186,10 @@ def site_slots(site: Site, values: Sequence[Value]) -> List[Tuple[str, Tuple[Val
     for index, (kind, value) in enumerate(zip(site.values, values)):
         if kind.can_be("nil"):
             found.append((f"nil{index}", (value, "nil")))
-        if not kind.is_only("nil"):
+        if kind.is_either:
+            found += [(f"text{index}", (value, "text")), (f"number{index}", (value, "number"))]
+            found.append((f"value{index}", (value, "bytes")))
+        elif not kind.is_only("nil"):
             found.append((f"value{index}", (value, "bytes" if kind.without("nil").is_bytes else "number")))
     return found
 
@@ -200,7 +203,10 @@ def site_layout(site: Site) -> Layout:
         plain = kind.without("nil")
         if not plain.kinds:
             continue
-        if not plain.is_bytes:
+        if kind.is_either:
+            slots += [integer(f"text{index}", "B"), integer(f"number{index}", "q")]
+            slots.append(variable(f"value{index}", plain.size_bytes))
+        elif not plain.is_bytes:
             slots.append(integer(f"value{index}", "q"))
         elif is_inline(kind):
             slots.append(fixed(f"value{index}", plain.size_bytes))
@@ -241,11 +247,12 @@ def site_value(
         return _constant(None)
     if nil is None and plain.is_only("integer"):
         return itemgetter(place)
+    text, figure = layout.item(f"text{index}"), layout.item(f"number{index}")
 
     def read(record: Values) -> object:
         if nil is not None and record[nil]:
             return None
-        item = record[place]
+        item = record[place if text is None or figure is None or record[text] else figure]
         if isinstance(item, bytes):
             return unpack_bytes(plain, item, plumbing)
         assert isinstance(item, int)

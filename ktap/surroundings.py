@@ -259,8 +259,8 @@ class FrameEnvironment:
         for index, slot in enumerate(layout.slots):
             value, part = found[slot.name]
             offset = layout.offset(index)
-            if part == "nil":
-                w.store(1, w.value(f"zext i1 {value.isnil} to i8"), space, offset)
+            if part in ("nil", "text"):
+                w.store(1, w.value(f"zext i1 {value.isnil if part == 'nil' else value.istext} to i8"), space, offset)
             elif slot.varies:
                 position = self._varying(value, slot.size_bytes, space, offset, position)
             elif part == "bytes":

@@ -35,7 +35,8 @@ def _send(emitter: Emitter, operation: Operation, values: List[Value], result: T
                 operation.span, f"gives {operation.name} a value that only the VM has (argument {number + 1})"
             )
     for value in sent:
-        if not value.type.is_only(*SENT_KINDS) or len(value.type.without("nil").kinds) > 1:
+        several = len(value.type.without("nil").kinds) > 1 and not value.type.is_either
+        if several or not value.type.is_only(*SENT_KINDS):
             raise NotLowered(operation.span, f"gives {operation.name} what may be {value.type}")
     types = tuple(value.type for value in sent)
     site = Site(operation.name, operation.place.frames(operation.span), types, tuple(constants))

@@ -28,6 +28,7 @@ from compiler.lower.texts import Texts
 from compiler.lower.types import BOOLEAN, INTEGER, Type, join
 from compiler.lower.values import Environment, Site, Value, of_constant
 from compiler.lower.webs import definitions
+from vm.values import NAMES_WITH_ARTICLE
 
 BINARY = {
     "ADD": "add",
@@ -38,6 +39,18 @@ BINARY = {
     "BXOR": "xor",
 }
 COMPARE = {"EQ": "eq", "NE": "ne", "LT": "slt", "LE": "sle"}
+
+
+def _one_of(value: Value, known: Type) -> Value:
+    """What may be an integer or a string where it is known which."""
+    if known.can_be("string"):
+        return value._replace(type=known._replace(size_bytes=value.type.size_bytes), istext="false")
+    return Value(known, value.number, value.isnil)
+
+
+def article(name: str) -> str:
+    """A type as the VM's messages name it (vm.values.describe)."""
+    return NAMES_WITH_ARTICLE.get(name) or f"a {name}"
 
 
 class Limits(NamedTuple):
@@ -66,13 +79,16 @@ class Shared(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A register that several operations write: room for its number, whether it is nil, its bytes and their length."""
+    """A register that several operations write: room for its number, whether it is nil, its bytes and their length,
+    and whether it is a string where it may be an integer too.
+    """
 
     type: Type
     number: str
     isnil: str
     pointer: str
     length: str
+    istext: str
 
 
 class Emitter:
@@ -147,12 +163,13 @@ class Emitter:
         """Room for what a value of the type consists of."""
         has_bytes = bool(kind.size_bytes)
         has_number = not kind.without("nil").is_only("string", "stack", "user stack", "function")
-        places = [self.texts.room(8) if wanted else "" for wanted in (has_number, kind.can_be("nil"), has_bytes)]
+        wanted = (has_number, kind.can_be("nil"), has_bytes, kind.is_either)
+        places = [self.texts.room(8) if needed else "" for needed in wanted]
         for place in places:
             if place:
                 self.w.store(8, 0, place)
-        number, isnil, length = places
-        return Slot(kind, number, isnil, self.texts.room(kind.size_bytes) if has_bytes else "", length)
+        number, isnil, length, istext = places
+        return Slot(kind, number, isnil, self.texts.room(kind.size_bytes) if has_bytes else "", length, istext)
 
     def _block(self, block: Block, number: int) -> None:
         for operation, types, result in self.typing.typed(block, self.entries[number]):
@@ -178,6 +195,8 @@ class Emitter:
             value = self._load(self.slots[operand])
         else:
             value = self.values.get(operand, of_constant(None))
+        if known is not None and value.type.is_either and not known.is_mixed:
+            value = _one_of(value, known)
         if known is not None and not known.can_be("nil") and value.type.can_be("nil"):
             return value._replace(type=known._replace(size_bytes=value.type.size_bytes), isnil="false")
         return value
@@ -186,7 +205,8 @@ class Emitter:
         isnil = self.w.value(f"icmp ne i64 {self.w.load(8, slot.isnil)}, 0") if slot.isnil else "false"
         length = self.w.load(8, slot.length) if slot.length else "0"
         number = self.w.load(8, slot.number) if slot.number else "0"
-        return Value(slot.type, number, isnil, slot.pointer, length)
+        istext = self.w.value(f"icmp ne i64 {self.w.load(8, slot.istext)}, 0") if slot.istext else "false"
+        return Value(slot.type, number, isnil, slot.pointer, length, istext=istext)
 
     def keep(self, register: int, value: Value) -> None:
         """Write a register."""
@@ -201,6 +221,9 @@ class Emitter:
         if slot.pointer:
             length = self.texts.copy(value, slot.pointer, slot.type.size_bytes) if value.type.size_bytes else "0"
             self.w.store(8, length, slot.length)
+        if slot.istext:
+            istext = value.istext if value.type.is_either else "true" if value.type.can_be("string") else "false"
+            self.w.store(8, self.w.value(f"zext i1 {istext} to i64"), slot.istext)
 
     # -- truth and faults ---------------------------------------------------------------------
 
@@ -264,7 +287,7 @@ class Emitter:
         if op in ("DIV", "MOD"):
             return self._divide(operation, values, result)
         if op in COMPARE:
-            return self._compare(op, values)
+            return self._compare(operation, values)
         if op in ("SETINDEX", "ADDINDEX", "SUBINDEX", "SAMPLE", "GETINDEX", "GETENTRY"):
             return self.stores.access(operation, values, result)
         if op == "BUILTIN":
@@ -316,10 +339,13 @@ class Emitter:
 
         return self._nil_aware(values, result, divide)
 
-    def _compare(self, op: str, values: List[Value]) -> Value:
-        left, right = values
+    def _compare(self, operation: Operation, values: List[Value]) -> Value:
+        op, (left, right) = operation.op, values
         same = self._both("string", left, right)
         if op in ("LT", "LE"):
+            self._check_order(operation, left, right)
+            if left.type.is_only("nil") or right.type.is_only("nil"):
+                return self.boolean("false")  # nothing comes here
             if same:
                 test = self.texts.before(left, right, op == "LE")
             else:
@@ -327,6 +353,19 @@ class Emitter:
             return self.boolean(test)
         equal = self._equal(left, right)
         return self.boolean(equal if op == "EQ" else self.w.value(f"xor i1 {equal}, true"))
+
+    def _check_order(self, operation: Operation, left: Value, right: Value) -> None:
+        """A fault where nil is compared: what it says names both types, as the VM does."""
+        names = [max(value.type.without("nil").kinds, default="nil") for value in (left, right)]
+        for left_nil, right_nil in ((True, True), (True, False), (False, True)):
+            test = "true"
+            for value, wanted in ((left, left_nil), (right, right_nil)):
+                isnil = value.isnil if value.type.can_be("nil") else "false"
+                held = isnil if wanted else self.w.value(f"xor i1 {isnil}, true")
+                test = self.w.value(f"and i1 {test}, {held}")
+            if (left_nil <= left.type.can_be("nil")) and (right_nil <= right.type.can_be("nil")):
+                both = ["nil" if nil else article(name) for nil, name in zip((left_nil, right_nil), names)]
+                self.fault_if(test, "type", operation, f"cannot compare {both[0]} and {both[1]}")
 
     def _both(self, kind: str, left: Value, right: Value) -> bool:
         return left.type.can_be(kind) and right.type.can_be(kind)
@@ -342,7 +381,9 @@ class Emitter:
         elif right.type.can_be("probename") and left.constant is not None:
             test = self.environment.is_named(right.number, left.constant)
         elif left.type.can_be("probename") or right.type.can_be("probename"):
-            raise NotLowered(None, "compares probename with what is no constant")
+            other = right.type if left.type.can_be("probename") else left.type
+            if other.can_be("string"):
+                raise NotLowered(None, "compares probename with what is no constant")
         elif any(self._both(kind, left, right) for kind in ("integer", "boolean", "address")) or {
             *left.type.kinds,
             *right.type.kinds,

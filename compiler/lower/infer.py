@@ -24,7 +24,7 @@ from compiler.lower.flat import (
     order,
     successors,
 )
-from compiler.lower.signature import SIGNATURES, STATES, state_name
+from compiler.lower.signature import SHOWING, SIGNATURES, STATES, state_name
 from compiler.lower.types import (
     BOOLEAN,
     FUNCTION,
@@ -69,13 +69,15 @@ class Access(NamedTuple):
 class TableFacts:
     """What is known of one table: the types of its keys and values, and every use by the handlers."""
 
-    __slots__ = ("accesses", "key", "table", "value")
+    __slots__ = ("accesses", "adds_nil", "key", "table", "value")
 
     def __init__(self, table: Table) -> None:
         self.table = table
         self.key = NOTHING
         self.value = NOTHING
         self.accesses: Dict[int, Set[Access]] = {}
+        self.adds_nil: Optional[Tuple[int, Span]] = None
+        """The handler, and where in it what may be nil is added to an entry."""
         for key, value in table.entries():
             self.key = join(self.key, of_value(key))
             self.value = join(self.value, of_value(value))
@@ -248,12 +250,14 @@ class Typing:
         return rule(operation, types) if rule is not None else types[0] if types else NIL
 
     def unmixed(self, operation: Operation, types: List[Type]) -> None:
-        """A value is of one type, or nil; whether it is nil may be asked of any."""
+        """A value is of one type, or nil; whether it is nil may be asked of any. Either of two can be shown."""
         if operation.op == "NOT" or (operation.op in ("EQ", "NE") and NIL in types):
             types = [kind for kind in types if kind.can_be("boolean")]
+        elif operation.op == "BUILTIN" and operation.name in SHOWING:
+            types = [kind for kind in types if not kind.is_either]
         for kind in types:
             if kind.is_mixed:
-                raise NotLowered(operation.span, f"uses what may be {kind}")
+                raise NotLowered(operation.span, f"uses what may be {kind}", "keep each in a variable of its own")
 
     def arithmetic(self, operation: Operation, types: List[Type]) -> Type:
         """Integers, and nil from nil."""
@@ -265,7 +269,8 @@ class Typing:
         return join(INTEGER, NIL) if any(t.can_be("nil") for t in types) else INTEGER
 
     def ordered(self, operation: Operation, types: List[Type]) -> None:
-        """`<` wants two integers or two strings."""
+        """`<` wants two integers or two strings; nil is a fault."""
+        types = [kind.without("nil") for kind in types]
         if not all(t.is_only("integer", "address") for t in types) and not all(t.is_only("string") for t in types):
             raise NotLowered(operation.span, f"compares what may be {types[0]} with what may be {types[1]}")
 
@@ -289,7 +294,11 @@ class Typing:
             raise NotLowered(operation.span, "joins what may be no string")
         size = sum(t.size_bytes if t.is_only("string") else INTEGER_DIGITS for t in types)
         if size > self.facts.built_bytes:
-            raise NotLowered(operation.span, f"joins strings to what may be longer than {self.facts.built_bytes} bytes")
+            raise NotLowered(
+                operation.span,
+                f"joins strings to what may be longer than {self.facts.built_bytes} bytes",
+                "read less of them: user_string(p, 100)",
+            )
         return string(size)
 
     def on_event(self, operation: Operation, types: List[Type]) -> Type:
@@ -382,9 +391,12 @@ class Typing:
         return self.store(operation, types, value.without("nil"))
 
     def on_addindex(self, operation: Operation, types: List[Type]) -> Type:
-        """ADDINDEX and SUBINDEX: adding nil gives nil, which removes the entry; the VM does that."""
-        if not types[2].is_only("integer"):
-            raise NotLowered(operation.span, f"adds what may be {types[2]}", "test it for nil first")
+        """ADDINDEX and SUBINDEX: adding nil gives nil, which removes the entry (see partition)."""
+        if not types[2].is_only("integer", "nil"):
+            raise NotLowered(operation.span, f"adds what may be {types[2]}")
+        facts = self.table_of(operation, operation.arguments[0])
+        if types[2].can_be("nil"):
+            facts.adds_nil = facts.adds_nil or (self.number, operation.span)
         return self.store(operation, types, INTEGER)
 
     on_subindex = on_addindex

@@ -27,6 +27,9 @@ CONSTANT, SUM, AGGREGATION, KEYED = "constant", "sum", "aggregation", "keyed"
 """Homes: written by nothing; added to; sampled; entries of the running thread, processor or task."""
 
 
+TEST_FIRST = "test it for nil first"
+
+
 class Candidate(NamedTuple):
     """A handler of events: its closure, the events it is for (`group:name`), the types of their values."""
 
@@ -201,6 +204,9 @@ def _table_home(facts: TableFacts, group: Group, name_of: Callable[[Table], str]
     if not writers:
         return TableHome(facts.table, name, CONSTANT, facts, False)
     if ops <= {"ADDINDEX", "SUBINDEX"}:
+        if facts.adds_nil is not None:
+            number, span = facts.adds_nil
+            raise Refused(number, NotLowered(span, "adds what may be nil, which removes the entry", TEST_FIRST))
         return TableHome(facts.table, name, SUM, facts, nested)
     if ops == {"SAMPLE"}:
         return TableHome(facts.table, name, AGGREGATION, facts, nested)

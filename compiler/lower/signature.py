@@ -14,6 +14,8 @@ MAX_FRAMES = 127
 """Frames of a stack (PERF_MAX_STACK_DEPTH of linux/perf_event.h)."""
 PLUMBING_FRAMES = 6
 """So many frames of a kernel stack may lead to the program itself; the reader takes them off."""
+SHOWING = ("print", "printf")
+"""Builtins that show a value, of whatever type it is."""
 STATES = ("in_iowait", "curr_taskinfo")
 """Builtins that read the running task: their type is that of a variable of the event (`state_name`)."""
 

@@ -80,6 +80,8 @@ class Stores:
             self._set(home, pointer, values[2])
         elif op == "SAMPLE":
             self._sample_entry(home, pointer, values[2].number)
+        elif home.home == KEYED:
+            self._add_keyed(home, pointer, values[2], self._signed(op, values[2].number))
         else:
             self._add_entry(home, pointer, self._signed(op, values[2].number))
         return None
@@ -328,6 +330,14 @@ class Stores:
         return Value(kind, w.load(8, number), missing, pointer, w.load(8, length) if pointer else None)
 
     def _set(self, home: TableHome, key: str, value: Value) -> None:
+        done = self._removed_by_nil(home, key, value)
+        if not value.type.is_only("nil"):
+            self._put(home, key, value)
+        self.w.goto(done)
+        self.w.label(done)
+
+    def _removed_by_nil(self, home: TableHome, key: str, value: Value) -> str:
+        """Remove the entry where the value is nil; goes on where it is not. The label behind both."""
         w = self.w
         done = w.fresh("done")
         if value.type.can_be("nil"):
@@ -337,8 +347,33 @@ class Stores:
             self._remove(home, key)
             w.goto(done)
             w.label(keep)
-        if not value.type.is_only("nil"):
-            self._put(home, key, value)
+        return done
+
+    def _add_keyed(self, home: TableHome, key: str, amount: Value, signed: str) -> None:
+        """`t[k] += amount` where no other program uses the entry; nil makes it nil."""
+        w = self.w
+        done = self._removed_by_nil(home, key, amount)
+        state_bytes = self._state_bytes(home)
+
+        def add(found: str) -> None:
+            removed, over = w.fresh("removed"), w.fresh("over")
+            place = self._value_of(home, found, removed)
+            w.store(8, w.value(f"add i64 {w.load(8, place)}, {signed}"), place)
+            w.goto(over)
+            w.label(removed)
+            if state_bytes:
+                self._write(home, found, signed)
+            w.goto(over)
+            w.label(over)
+
+        def insert(inside: str) -> None:
+            room = w.local(16, "value")
+            if state_bytes:
+                w.store(8, 1, room)
+            w.store(8, signed, room, state_bytes)
+            self._insert(home, inside, key, room, None)
+
+        self._with_found(self.name(home), key, add, insert)
         w.goto(done)
         w.label(done)
 

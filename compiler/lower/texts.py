@@ -13,6 +13,7 @@ from compiler.lower.flat import NotLowered
 from compiler.lower.layouts import rounded
 from compiler.lower.types import string
 from compiler.lower.values import Value
+from vm.values import MAX_INTEGER
 
 MOST_STACK_BYTES = 208
 """How much of a program's 512 bytes of stack a handler may take; what is more lies in the map `room`."""
@@ -153,15 +154,20 @@ class Texts:
         room = self.room(DIGITS_ROOM)
         negative = w.value(f"icmp slt i64 {number}, 0")
         rest = w.value(f"select i1 {negative}, i64 {w.value(f'sub i64 0, {number}')}, i64 {number}")
-        length = "1"
+        held, count = w.local(8, "rest"), w.local(8, "digits")
+        w.store(8, rest, held)
+        w.store(8, 1, count)
         for place in range(MOST_DIGITS):
+            # volatile: the back end would compute all digits side by side, and has no registers for that
+            rest = w.value(f"load volatile i64, ptr {held}, align 8")
             shorter = w.value(f"udiv i64 {rest}, 10")
             digit = w.value(f"sub i64 {rest}, {w.value(f'mul i64 {shorter}, 10')}")
             w.store(1, w.narrowed(w.value(f"add i64 {digit}, 48"), 1), room, MOST_DIGITS - place)
-            more = w.value(f"icmp ne i64 {rest}, 0")
-            length = w.value(f"select i1 {more}, i64 {place + 1}, i64 {length}")
-            rest = shorter
-            w.rest()
+            if place:  # without branches: the verifier would follow each way through all the digits
+                more = w.value(f"lshr i64 {w.value(f'add i64 {rest}, {MAX_INTEGER}')}, 63")
+                w.store(8, w.value(f"add i64 {w.load(8, count)}, {more}"), count)
+            w.do(f"store volatile i64 {shorter}, ptr {held}, align 8")
+        length = w.load(8, count)
         sign = w.value(f"sub i64 {MOST_DIGITS}, {length}")
         inside, behind = w.value(f"and i64 {sign}, {DIGITS_ROOM - 1}"), w.value(f"zext i1 {negative} to i64")
         character = w.value(f"select i1 {negative}, i8 45, i8 0")

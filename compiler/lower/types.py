@@ -60,6 +60,11 @@ class Type(NamedTuple):
         """Whether values of several types may be of it, besides nil; an address is an integer here."""
         return len(self.kinds - {"nil"}) > 1 and not self.kinds <= {"nil", "integer", "address"}
 
+    @property
+    def is_either(self) -> bool:
+        """Whether it is an integer or a string (or nil): such a value tells which."""
+        return self.kinds - {"nil"} == {"integer", "string"}
+
     def without(self, kind: str) -> Type:
         """The type of the values that are not of `kind`."""
         return self._replace(kinds=self.kinds - {kind})

@@ -31,6 +31,8 @@ class Value(NamedTuple):
     """The values of a multi-key."""
     zeros: bool = False
     """Of a string whose length is known: it is padded all the same."""
+    istext: str = "false"
+    """Of an integer or a string: whether it is the string, as an i1. Of an integer the length is 0."""
 
     @property
     def is_padded(self) -> bool:

@@ -20,7 +20,9 @@ from compiler.lower.flat import (
 )
 from compiler.lower.snapshot import Closure, Snapshot, text
 from vm.aggregate import Stats
+from vm.fault import Fault
 from vm.opcodes import BY_NAME, PACK
+from vm.operators import BINARY
 from vm.program import Function, Instruction, Span
 from vm.values import Table
 
@@ -61,6 +63,10 @@ UNSUPPORTED = {
     "SYMBOL": ("looks up a kernel symbol for each event", "keep the address in a variable of the main chunk"),
     "PROBE": ("sets a probe", None),
 }
+
+
+MOST_NESTED = 16
+"""Calls of a function in itself that are inlined: one whose constant arguments end it is done by then."""
 
 
 class LocalClosure(NamedTuple):
@@ -191,6 +197,8 @@ class Walk:
             operands = [self.value(o) for o in ((b, c) if BY_NAME[op].operands == "wvv" else (b,))]
             if op in ("GETINDEX", "GETENTRY") and self._known_entry(op, self.register(a), operands):
                 return
+            if self._known_result(op, self.register(a), operands):
+                return
             self.emit(op, self.register(a), operands)
         elif op in STORE:
             self.emit(op, None, [self.value(a), self.value(b), self.value(c)])
@@ -206,6 +214,23 @@ class Walk:
         if not self.work.is_fixed(table.value) or isinstance(entry, Stats):
             return False
         self.move(target, Constant(0 if entry is None and op == "GETENTRY" else entry))
+        return True
+
+    def _known_result(self, op: str, target: int, operands: Sequence[Operand]) -> bool:
+        """Whether what an operator gives is known, being that of constants; a fault is left to the run."""
+        values = [operand.value for operand in operands if isinstance(operand, Constant)]
+        if len(values) < len(operands) or not all(value is None or isinstance(value, (bytes, int)) for value in values):
+            return False
+        if op == "NOT":
+            self.move(target, Constant(values[0] is None or values[0] is False))
+            return True
+        if op not in BINARY:
+            return False
+        try:
+            result = BINARY[op](*values)
+        except Fault:
+            return False
+        self.move(target, Constant(result))
         return True
 
     def op_move(self, a: int, b: int, _c: int) -> None:
@@ -390,7 +415,7 @@ class Walk:
         callers: Tuple[Call, ...],
     ) -> None:
         work = self.work
-        if callee.function in self.active:
+        if self.active.count(callee.function) > MOST_NESTED:
             raise NotLowered(self.span, "calls itself", "write it as a loop")
         if 1 + len(callers) > work.call_depth:
             raise NotLowered(self.span, "nests calls deeper than the limit", "raise it with --max-depth")
