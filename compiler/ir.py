@@ -71,6 +71,8 @@ class Writer:
         self._pure: List[str] = []
         """Results of PURE helpers."""
         self._count = 0
+        self.result = 0
+        """What the program returns."""
 
     def fresh(self, prefix: str = "v") -> str:
         """A name that nothing has yet, without its `%`."""
@@ -210,7 +212,7 @@ class Writer:
             self._drop_unused(result)
         references = "".join(f"@{name} = external global i8\n" for name in sorted(self._globals))
         body = "\n".join(["entry:", *self._stack, "  br label %start", "start:", *self._lines])
-        return f'{references}define i32 @program(ptr %ctx) section "tracing" {{\n{body}\nout:\n  ret i32 0\n}}\n'
+        return f'{references}define i32 @program(ptr %ctx) section "tracing" {{\n{body}\nout:\n  ret i32 {self.result}\n}}\n'
 
     def _drop_unused(self, result: str) -> None:
         """Take out the line that makes a value that no other line names."""

@@ -37,6 +37,7 @@ from ktap.code_cache import compiled
 from ktap.fetched import STACK_RECORD_BYTES
 from ktap.filling import PREEMPT_COUNT, PREEMPT_OFFSET
 from ktap.glob import TEXT_VALUE_BYTES
+from ktap.open_files import SPARE_FILES, allow_files
 from ktap.plan import Captured, is_plain, reads_to
 from ktap.predicate import needs_text
 from ktap.transport import Buffer
@@ -55,7 +56,6 @@ DETACH_NS = 73_000_000
 """What closing one perf tracepoint event takes."""
 SLOW_DETACH = 20
 """So many of them are worth a word."""
-SPARE_FILES = 64
 """Files that the process may want besides."""
 
 REFUSALS = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP, errno.EEXIST)
@@ -275,9 +275,10 @@ class Attachment:
         identity = self._options.event_id(event.wanted.label)
         values: Values = {"event": number, "event_id": identity}
         fd = self._program(kernel.TRACEPOINT, TRACEPOINT, event.wanted.name, (event.case,), values)
-        counter = kernel.Counter(kernel.TYPE_TRACEPOINT, identity, period=1)
-        cpu = kernel.online_cpus()[0]  # its program runs on all of them
-        self._hang(lambda: _started(kernel.open_perf_event(counter, cpu, what=event.wanted.label), fd))
+        # its program runs on all processors, and also while the event itself counts nothing
+        counter = kernel.Counter(kernel.TYPE_TRACEPOINT, identity, 1, flags=kernel.FLAG_DISABLED)
+        cpu = kernel.online_cpus()[0]
+        self._hang(lambda: _held(kernel.open_perf_event(counter, cpu, what=event.wanted.label), fd))
         self.perf_tracepoints += 1
 
     def _user(self, group: Sequence[Tuple[int, Captured]]) -> List[Skipped]:
@@ -416,14 +417,19 @@ def _numbers(number: int, event: Captured) -> Values:
     return {"event": number, "event_id": identity}
 
 
-def _started(fd: int, program: int) -> int:
-    """A perf event that runs a program."""
+def _held(fd: int, program: int) -> int:
+    """A perf event that has a program."""
     try:
         kernel.set_program(fd, program)
-        kernel.enable(fd)
     except OSError:
         os.close(fd)
         raise
+    return fd
+
+
+def _started(fd: int, program: int) -> int:
+    """The same, counting."""
+    kernel.enable(_held(fd, program))
     return fd
 
 
@@ -441,13 +447,3 @@ def layers(events: Sequence[Tuple[int, Captured]]) -> List[List[Tuple[int, Captu
         else:
             found.append([(number, event)])
     return found
-
-
-def allow_files(count: int) -> None:
-    """Raise the limit of open files, if need be, as far as the process may."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < count + SPARE_FILES:
-        wanted = count + SPARE_FILES
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard) if hard > 0 else wanted, hard))

@@ -38,6 +38,8 @@ EVERY_ENTER, EVERY_EXIT = "every syscall enter", "every syscall exit"
 """raw_syscalls:sys_enter and sys_exit as raw tracepoints, for handlers that read no more of the record than
 RAW_SYSCALLS says can be made of the context."""
 
+PASSED_ON = 1
+"""What programs on perf events of tracepoints return: for 0 the kernel keeps the event from all others who sample it."""
 RETURN = "return"
 """A system call returns: what its entry could not read is read now."""
 UNREAD_BYTES = 64
@@ -197,6 +199,8 @@ def capture_ir(spec: Spec) -> str:
     `followed`, `scratch`, `busy`, `text`, `unread` where the spec asks for them.
     """
     w = Writer()
+    if spec.context == TRACEPOINT:
+        w.result = PASSED_ON
     if not any(case.sends or any(body.acts for body in case.bodies) for case in spec.cases):
         w.goto("out")
         return w.text()

@@ -267,6 +267,8 @@ def _context(kind: Kind, places: Mapping[str, int]) -> Dict[str, Getter]:
         getters["gid"] = _high(pair)
     if "comm" in places:
         getters["execname"] = _name(places["comm"])
+    if "ppid" in places:
+        getters["ppid"] = _item(places["ppid"])
     if "cgroup" in places:
         getters["cgroup"] = _item(places["cgroup"])
     return getters
@@ -274,16 +276,16 @@ def _context(kind: Kind, places: Mapping[str, int]) -> Dict[str, Getter]:
 
 def _high(place: int) -> Getter:
     def get(event: CapturedEvent) -> object:
-        number: int = event.record[place]  # type: ignore[assignment]  # the layout says Q
-        return number >> 32
+        number: Optional[int] = event.record[place]  # type: ignore[assignment]  # the layout says Q
+        return None if number is None else number >> 32
 
     return get
 
 
 def _low(place: int) -> Getter:
     def get(event: CapturedEvent) -> object:
-        number: int = event.record[place]  # type: ignore[assignment]  # the layout says Q
-        return number & 0xFFFFFFFF
+        number: Optional[int] = event.record[place]  # type: ignore[assignment]  # the layout says Q
+        return None if number is None else number & 0xFFFFFFFF
 
     return get
 
@@ -296,7 +298,8 @@ def _name(place: int) -> Getter:
     names = NAMES
 
     def get(event: CapturedEvent) -> object:
-        return names[event.record[place]]  # type: ignore[index]  # the layout says bytes
+        raw: Optional[bytes] = event.record[place]  # type: ignore[assignment]  # the layout says bytes
+        return None if raw is None else names[raw]
 
     return get
 

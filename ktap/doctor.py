@@ -30,12 +30,14 @@ class Check(NamedTuple):
 
 
 def privilege() -> Finding:
-    """Root, or the two capabilities that tracing takes."""
+    """Root, or the capabilities that tracing takes."""
     held = _capabilities()
     if os.geteuid() == 0 and held & 1 << BPF_CAPABILITIES["CAP_SYS_ADMIN"]:
         return Finding(True, "root")
     if held & 1 << BPF_CAPABILITIES["CAP_BPF"] and held & 1 << BPF_CAPABILITIES["CAP_PERFMON"]:
         return Finding(True, "CAP_BPF and CAP_PERFMON")
+    if held & 1 << BPF_CAPABILITIES["CAP_PERFMON"]:
+        return Finding(True, "CAP_PERFMON, so without BPF")
     return Finding(False, f"user {os.geteuid()} without CAP_BPF and CAP_PERFMON", "run with sudo")
 
 
@@ -56,8 +58,19 @@ def bpf_programs() -> Finding:
     return Finding(True, f"loaded and attached; instruction set {kernel.instruction_set()}")
 
 
+def backend() -> Finding:
+    """How a run would reach events if nothing is said."""
+    from ktap import backends
+
+    reason = backends.why_no_bpf()
+    if reason is None:
+        return Finding(True, "bpf")
+    well = backends.samples_everyone()
+    return Finding(well, f"perf, without BPF ({reason})" if well else f"none: {reason}", "run with sudo")
+
+
 def perf_events() -> Finding:
-    """Open the event that perf buffers are made of."""
+    """Open an event of all processes, as perf buffers are made of, and as --backend perf samples."""
     from ktap import kernel
 
     counter = kernel.Counter(kernel.TYPE_SOFTWARE, kernel.BPF_OUTPUT, 1, kernel.SAMPLE_RAW)
@@ -155,11 +168,12 @@ PIP_REMEDY = "make run, or pip install"
 
 CHECKS: tuple[Check, ...] = (
     Check("privilege", True, "for any live event", privilege),
-    Check("BPF programs", True, "for any live event", bpf_programs),
-    Check("perf events", True, "for perf buffers and profile-", perf_events),
+    Check("backend", True, "for any live event", backend),
+    Check("BPF programs", False, "for --backend bpf; perf events do the same, slower", bpf_programs),
+    Check("perf events", True, "for --backend perf, perf buffers and profile-", perf_events),
     Check("tracefs", True, "for names and fields of events", tracefs),
     Check("libbcc", False, "for loading programs; bpf(2) does the same", bcc),
-    Check("llvmlite", True, "for any live event", library("llvmlite", f"{PIP_REMEDY} llvmlite")),
+    Check("llvmlite", False, "for --backend bpf", library("llvmlite", f"{PIP_REMEDY} llvmlite")),
     Check("lark", True, "for compiling scripts", library("lark", f"{PIP_REMEDY} lark")),
     Check("ring buffers", False, "for --buffer ring; perf buffers do the same", ring_buffer),
     Check("system calls", False, "for syscalls:*", system_calls),

@@ -15,7 +15,7 @@ from compiler.lower.flat import FlatHandler
 from compiler.lower.layouts import ARRAY, HASH, PERCPU_ARRAY, PERCPU_HASH, MapSpec
 from compiler.lower.partition import AGGREGATION, CONSTANT, KEYED, SUM, Reason
 from compiler.lower.values import Site
-from ktap import attach, kernel, session
+from ktap import attach, backends, kernel, session
 from ktap.assemble import assemble
 from ktap.capture import (
     EVERY_ENTER,
@@ -31,10 +31,11 @@ from ktap.capture import (
 )
 from ktap.captured import KERNEL_STACK, MEMBER, READ, RECORD, USER_STACK
 from ktap.layout import Layout
-from ktap.live import LiveSource, buffer_bytes, detach_s, power_of_two
+from ktap.live import LiveSource, detach_s
 from ktap.lowered import Lowering
 from ktap.options import Options
 from ktap.plan import Captured
+from ktap.settings import buffer_bytes, power_of_two
 from ktap.sources import live_source
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Probe
@@ -433,6 +434,11 @@ def plural(count: int, what: str) -> str:
 
 def explain(options: Options) -> str:
     """`ktap explain`. Raises Refusal."""
+    reasons: List[str] = []
+    if backends.chosen(options._replace(tier="auto"), reasons.append) == backends.PERF:
+        from ktap import perf_explain
+
+        return perf_explain.page(options, reasons[0] if reasons else "--backend perf")
     return page(surveyed(options), os.uname().machine)
 
 

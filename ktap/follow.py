@@ -14,6 +14,7 @@ from typing import Callable, List, Sequence
 from compiler.bpf import MapFd, link
 from compiler.ir import Writer
 from ktap import kernel
+from ktap.capture import PASSED_ON
 from ktap.code_cache import compiled
 from ktap.event_format import EventFormat
 
@@ -36,10 +37,9 @@ class Follower:
                 code = compiled(make(offset), kernel.instruction_set())
                 instructions = link(code, {FOLLOWED: MapFd(self.map_fd)})
                 self._fds.append(kernel.load(kernel.TRACEPOINT, instructions, name=f"ktap_{name}"))
-                counter = kernel.Counter(kernel.TYPE_TRACEPOINT, event.id, period=1)
+                counter = kernel.Counter(kernel.TYPE_TRACEPOINT, event.id, 1, flags=kernel.FLAG_DISABLED)
                 self._fds.append(kernel.open_perf_event(counter, kernel.online_cpus()[0], what=f"sched:{name}"))
-                kernel.set_program(self._fds[-1], self._fds[-2])
-                kernel.enable(self._fds[-1])
+                kernel.set_program(self._fds[-1], self._fds[-2])  # which runs although the event counts nothing
             for pid in pids:
                 kernel.update(self.map_fd, struct.pack("=I", pid), b"\1")
         except BaseException:
@@ -57,6 +57,7 @@ class Follower:
 def fork_ir(child_offset: int) -> str:
     """A program that puts the child in the set when its parent is there."""
     w = Writer()
+    w.result = PASSED_ON
     parent = w.local(4)
     pair = w.call("get_current_pid_tgid")
     w.store(4, w.narrowed(w.value(f"lshr i64 {pair}, 32"), 4), parent)
@@ -72,6 +73,7 @@ def fork_ir(child_offset: int) -> str:
 def free_ir(pid_offset: int) -> str:
     """A program that takes a task that is gone out of the set."""
     w = Writer()
+    w.result = PASSED_ON
     task = w.local(4)
     w.store(4, w.load(4, "%ctx", pid_offset), task)
     w.call("map_delete", w.reference(FOLLOWED), task)

@@ -408,7 +408,12 @@ def open_perf_event(counter: Counter, cpu: int, pid: int = -1, what: str = "perf
         counter.config2,
         counter.clock,
     ).ljust(ATTRIBUTE_BYTES, b"\0")
-    buffer = ctypes.create_string_buffer(attribute, ATTRIBUTE_BYTES)
+    return open_attribute(attribute, cpu, pid, what)
+
+
+def open_attribute(attribute: bytes, cpu: int, pid: int, what: str) -> int:
+    """perf_event_open(2) with a whole struct perf_event_attr. Raises OSError."""
+    buffer = ctypes.create_string_buffer(attribute.ljust(ATTRIBUTE_BYTES, b"\0"), ATTRIBUTE_BYTES)
     number = _architecture(PERF_CALL, "perf_event_open")
     fd: int = _libc.syscall(number, buffer, pid, cpu, -1, OPEN_CLOEXEC)
     if fd < 0:

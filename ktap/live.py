@@ -15,86 +15,38 @@ import errno
 import os
 import struct
 import time
-from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple, Union
 
 from compiler import backend
 from compiler.lower.flat import Refused
 from ktap import attach, kernel
 from ktap.attach import Program as Loaded
-from ktap.captured import IN_INTERRUPT, READ, TextOf, make_event
+from ktap.captured import IN_INTERRUPT, READ, make_event
 from ktap.demand import USER, Demand
-from ktap.event_format import EventFormat
 from ktap.follow import Follower
 from ktap.late import Late, Places
 from ktap.layout import Layout
 from ktap.needs import Needs, needs
 from ktap.plan import Captured, Wanted, captured, probes_of
 from ktap.resolve import Kernel, Resolver
+from ktap.settings import UNNAMED, Helpers, Options, Say, buffer_bytes, power_of_two, refusal
 from ktap.tracefs import TracepointName
 from ktap.transport import Buffer, OnDemand, Order
-from ktap.walk import Types
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Action, Batch, Event, Loss, Probe
 from vm.program import Program
 
 if TYPE_CHECKING:
-    from ktap.address_spaces import AddressSpaces
     from ktap.lowered import Lowering
 
-BUFFER_BYTES = 32 << 20
-"""Of the ring, or of all processors' perf buffers together: a burst of 800,000 small events."""
-BUFFER_SHARE = 128
-"""No more of the machine's memory than this part."""
-LEAST_BUFFER_BYTES = 1 << 18
 SHORTEST_SLEEP_NS = 500_000
 LONGEST_SLEEP_NS = 8_000_000
 """Between two looks at the buffer: short while events come, long while none do."""
 BUSY_RECORDS = 2_000
 """So many at once: look again without sleeping."""
 
-UNNAMED = "what processes had mapped: buffer full, so some of their addresses have no names"
-"""A loss: of no event, but of what the kernel told about processes."""
-
 MOST_CAPTURED_BYTES = 60_000
 """Of one event: a perf record's size is a 16-bit number."""
-
-Say = Callable[[str], None]
-"""Tells the user something that is no error."""
-FormatText = Callable[[EventFormat], Optional[TextOf]]
-"""Makes the function that shows a raw record as text."""
-
-
-class Options(NamedTuple):
-    """What the command line says about a live source."""
-
-    buffer: str = "auto"
-    """`perf`, `ring`, or `auto`: the ring where the kernel has one."""
-    buffer_bytes: Optional[int] = None
-    """Of the ring, or of each processor's perf buffer."""
-    pids: Tuple[int, ...] = ()
-    """Trace only these processes and their children."""
-    cpu: Optional[int] = None
-    event_string_bytes: int = 4096
-    also: Demand = Demand()
-    """What to capture beyond what handlers read, for a recording."""
-    attaching: bool = True
-    """Programs are attached; if not, they are loaded only, for what there is to say about them."""
-
-
-class Helpers(NamedTuple):
-    """What values of events are made with."""
-
-    format_text: FormatText
-    table: Callable[[Sequence[int]], object]
-    """Makes a table of a field that is an array of integers."""
-    symbol: Callable[[str], Optional[int]]
-    """The address of a kernel symbol."""
-    symbol_of: Callable[[int], str]
-    """The symbol of an address in the kernel."""
-    types: Types
-    """The C types the script knows, its own and the kernel's."""
-    spaces: Optional[AddressSpaces] = None
-    """What the memory of processes is known by, where the script names their code."""
 
 
 class LiveSource:
@@ -440,24 +392,3 @@ def places_of(event: Captured, bits: int) -> Places:
 def detach_s(events: int) -> int:
     """How long the kernel takes to let go of perf tracepoint events, in seconds."""
     return max(1, round(events * attach.DETACH_NS / 1e9))
-
-
-def buffer_bytes(buffers: int) -> int:
-    """The size of each of several buffers where the user has not said one."""
-    memory = os.sysconf("SC_PAGESIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(LEAST_BUFFER_BYTES, min(BUFFER_BYTES, memory // BUFFER_SHARE) // buffers)
-
-
-def power_of_two(size_bytes: int) -> int:
-    """The size of a buffer: the next power of two that is at least a page."""
-    size = os.sysconf("SC_PAGESIZE")
-    while size < size_bytes:
-        size *= 2
-    return size
-
-
-def refusal(error: OSError) -> Refusal:
-    """What a user is told when the kernel refuses to trace: status 3."""
-    what = f"{error.filename}: " if error.filename else ""
-    message = f"cannot trace: {what}{error.strerror or error}"
-    return Refusal([Diagnostic("ktap", None, message, kernel.remedy(error))], status=3)

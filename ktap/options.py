@@ -37,6 +37,7 @@ class Options(NamedTuple):
     dry_run: bool = False
     record: Optional[str] = None
     replay: Optional[str] = None
+    backend: str = "auto"
     buffer: str = "auto"
     buffer_bytes: Optional[int] = None
     tier: str = "auto"
@@ -125,6 +126,7 @@ RUNS = ("run", "simple")
 SCRIPTS = ("run", "bytecode", "compile", "dump", "explain")
 MADE = (*RUNS, "dump", "explain")
 """Actions that make programs for the kernel."""
+BACKENDS = ("auto", "bpf", "perf")
 BUFFERS = ("auto", "perf", "ring")
 TIERS = ("vm", "kernel", "auto")
 STAGES = ("ast", "bytecode", "llvm", "bpf", "maps")
@@ -163,6 +165,14 @@ FLAGS: tuple[Flag, ...] = (
     Flag(("-lm",), "DSO", "pattern", "list its static markers and end", ("list",), read_markers, "list"),
     Flag(("--record",), "FILE", "record", "keep the events that the script's probes see in FILE"),
     Flag(("--replay",), "FILE", "replay", "take events from such a FILE, not from this machine"),
+    Flag(
+        ("--backend",),
+        "NAME",
+        "backend",
+        "how events are reached: bpf, perf (without BPF) or auto",
+        (*RUNS, "explain"),
+        one_of(BACKENDS),
+    ),
     Flag(("--buffer",), "KIND", "buffer", "how events leave the kernel: perf, ring or auto", MADE, one_of(BUFFERS)),
     Flag(("--tier",), "TIER", "tier", "where handlers run: vm, kernel or auto", RUNS, one_of(TIERS)),
     Flag(("--buffer-bytes",), "SIZE", "buffer_bytes", "size of each processor's buffer", MADE, read_size),

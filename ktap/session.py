@@ -103,7 +103,7 @@ def load(options: Options) -> Program:
     text = data.decode("utf-8", "surrogateescape")
     found = cache.find(name, text)
     if found is None:
-        if options.action == "run" and options.replay is None and TRACES.search(text):
+        if options.action == "run" and options.replay is None and options.backend != "perf" and TRACES.search(text):
             from compiler import backend
 
             backend.start()  # while the script is compiled
@@ -268,7 +268,7 @@ def source_of(machine: Machine, child: Optional[Child], options: Options) -> Sou
     pid = None if child is None else child.held()
     if options.record is not None:
         return sources.recording_source(machine, options, pid, notice)
-    return sources.live_source(machine, options, pid, notice)
+    return sources.machine_source(machine, options, pid, notice)
 
 
 def notice(text: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import TYPE_CHECKING, Callable, Optional, Sequence, cast
+from typing import TYPE_CHECKING, Callable, Optional, Sequence, Tuple, Union, cast
 
-from ktap import live, tracefs
+from ktap import settings, tracefs
 from ktap.btf import kernel_types
 from ktap.demand import Demand
 from ktap.event_format import EventFormat
@@ -19,7 +19,9 @@ from vm.values import Table
 
 if TYPE_CHECKING:
     from ktap.address_spaces import AddressSpaces
+    from ktap.live import LiveSource
     from ktap.lowered import Lowering
+    from ktap.perf_source import PerfSource
     from ktap.pointer_format import KernelNames
     from ktap.print_format import Formatter
     from ktap.recorder import RecordingSource
@@ -44,14 +46,43 @@ def live_source(
     say: Callable[[str], None],
     also: Optional[Demand] = None,
     attaching: bool = True,
-) -> live.LiveSource:
-    """This machine. `child` is the process of the command that is traced, `also` what a recording wants captured.
+) -> LiveSource:
+    """This machine, by BPF. `child` is the process of the command that is traced, `also` what a recording wants captured.
 
-    `attaching`: see live.Options. Raises Refusal.
+    `attaching`: see settings.Options. Raises Refusal.
     """
+    from ktap.live import LiveSource
+
+    parts = _parts(machine, options, child, also, attaching)
+    lowering = None if options.record is not None else lowering_of(machine, options)
+    return LiveSource(machine.program, *parts, say, lowering)
+
+
+def machine_source(
+    machine: Machine, options: Options, child: Optional[int], say: Callable[[str], None], attaching: bool = True
+) -> Union[LiveSource, PerfSource]:
+    """This machine, by BPF or without, as asked for or as there is; arguments as of live_source. Raises Refusal."""
+    from ktap import backends
+
+    check_scope(options)
+    if backends.chosen(options, say) == backends.BPF:
+        return live_source(machine, options, child, say, attaching=attaching)
+    from ktap.perf_source import PerfSource
+
+    return PerfSource(machine.program, *_parts(machine, options, child, attaching=attaching), say)
+
+
+def _parts(
+    machine: Machine,
+    options: Options,
+    child: Optional[int],
+    also: Optional[Demand] = None,
+    attaching: bool = True,
+) -> Tuple[settings.Options, settings.Helpers, Kernel]:
+    """What both kinds of live sources are made of."""
     check_scope(options)
     pids = tuple(pid for pid in (options.pid, child) if pid is not None)
-    settings = live.Options(
+    chosen = settings.Options(
         options.buffer,
         options.buffer_bytes,
         pids,
@@ -67,7 +98,7 @@ def live_source(
         return event_text(event, live_names(), os.uname().release).show
 
     host = machine.host
-    helpers = live.Helpers(
+    helpers = settings.Helpers(
         format_text,
         tables_of(machine),
         host.kernel_address,
@@ -82,8 +113,7 @@ def live_source(
         unsafe=options.unsafe,
         most_probes=machine.limits.probes,
     )
-    lowering = None if options.record is not None else lowering_of(machine, options)
-    return live.LiveSource(machine.program, settings, helpers, kernel, say, lowering)
+    return chosen, helpers, kernel
 
 
 NAMING = frozenset({b"ustack", b"usym"})
@@ -104,9 +134,11 @@ def recording_source(
     machine: Machine, options: Options, child: Optional[int], say: Callable[[str], None]
 ) -> RecordingSource:
     """This machine, what happens being kept in a file. Raises Refusal."""
+    from ktap import backends
     from ktap.recorder import RecordingHost, RecordingSource
     from ktap.recording import everything
 
+    backends.chosen(options, say)
     host = machine.host
     assert isinstance(host, RecordingHost)
     source = live_source(machine, options, child, say, everything(kernel_types() is not None))

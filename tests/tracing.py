@@ -10,7 +10,7 @@ from ktap.child import Child
 from ktap.live_host import LiveHost
 from ktap.options import Options
 from ktap.session import KernelTypes
-from ktap.sources import live_source
+from ktap.sources import machine_source
 from vm.event import Loss
 from vm.limits import Limits
 from vm.machine import Machine
@@ -19,6 +19,9 @@ from vm.run import Run, RunOptions
 
 LIMITS = Limits()
 TRANSPORTS = ("ring", "perf")
+EVENTS = "events"
+"""In place of a transport: the backend without BPF."""
+WAYS = (*TRANSPORTS, EVENTS)
 
 
 class Sink:
@@ -65,6 +68,7 @@ def trace(
     duration_s: Optional[float] = None,
     everyone: bool = False,
     tier: str = "vm",
+    backend: str = "bpf",
     limits: Limits = LIMITS,
 ) -> Traced:
     """Trace until the command ends, or for a time. Only the command and its children, unless `everyone`.
@@ -76,8 +80,11 @@ def trace(
         compile_source(script, "test.kp").program, sink, LiveHost(), MachineOptions(limits, types=KernelTypes())
     )
     child = Child(command) if command else None
-    options = Options(buffer=buffer, buffer_bytes=buffer_bytes, pid=pid, cpu=cpu, tier=tier)
-    source = live_source(machine, options, child.held() if child and not everyone else None, notices.append)
+    if buffer == EVENTS:
+        buffer, backend = "auto", "perf"
+    options = Options(buffer=buffer, buffer_bytes=buffer_bytes, pid=pid, cpu=cpu, tier=tier, backend=backend)
+    held = child.held() if child and not everyone else None
+    source = machine_source(machine, options, held, notices.append)
     run = Run(
         machine,
         source,

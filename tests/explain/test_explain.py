@@ -21,9 +21,10 @@ from synthetic import TRACEFS, Types
 from compiler.compile import compile_source
 from ktap import kernel
 from ktap.explain import Survey, page, size_text, survey
-from ktap.live import Helpers, LiveSource, Options
+from ktap.live import LiveSource
 from ktap.lowered import Lowering
 from ktap.resolve import Kernel
+from ktap.settings import Helpers, Options
 from ktap.tracefs import Tracefs
 from vm.diagnostic import Refusal
 from vm.library.foreign import declarations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from tracing import TRANSPORTS, python, trace
+from tracing import TRANSPORTS, WAYS, python, trace
 
 pytestmark = pytest.mark.live
 
@@ -25,7 +25,7 @@ if pid:
 """
 
 
-@pytest.mark.parametrize("buffer", TRANSPORTS)
+@pytest.mark.parametrize("buffer", WAYS)
 def test_every_call_is_counted(buffer: str) -> None:
     calls = 20_000
     traced = trace(COUNT, python(f"import os\nfor _ in range({calls}): os.getppid()"), buffer=buffer)
@@ -58,7 +58,7 @@ def test_a_buffer_that_is_too_small_loses_and_says_exactly_how_many(buffer: str)
     }
 
 
-@pytest.mark.parametrize("buffer", TRANSPORTS)
+@pytest.mark.parametrize("buffer", WAYS)
 def test_entry_and_exit_come_in_pairs(buffer: str) -> None:
     script = """
     trace syscalls:sys_enter_getppid { enters[tid] += 1 }

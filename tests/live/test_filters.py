@@ -9,7 +9,7 @@ from typing import Callable, Sequence
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tracing import TRANSPORTS, python, trace
+from tracing import WAYS, python, trace
 
 from ktap.glob import parse_glob
 from vm.diagnostic import Refusal
@@ -89,7 +89,7 @@ CONNECTIVES = {
 }
 
 
-@pytest.mark.parametrize("buffer", TRANSPORTS)
+@pytest.mark.parametrize("buffer", WAYS)
 def test_connectives(buffer: str) -> None:
     everything, *found = seeks(["", *CONNECTIVES], buffer)
     for (condition, holds), passed in zip(CONNECTIVES.items(), found):

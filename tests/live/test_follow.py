@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from tracing import TRANSPORTS, python, trace
+from tracing import WAYS, python, trace
 
 pytestmark = pytest.mark.live
 
@@ -38,7 +38,7 @@ trace_end { print(n, len(pids)) }
 OTHERS = "import os, time\nend = time.time() + 3\nwhile time.time() < end:\n os.getppid()\n time.sleep(0.001)"
 
 
-@pytest.mark.parametrize("buffer", TRANSPORTS)
+@pytest.mark.parametrize("buffer", WAYS)
 def test_children_and_threads_are_followed_from_their_first_call_on(buffer: str) -> None:
     processes = 1 + 2 + 4 + 8 + 1
     others = subprocess.Popen(python(OTHERS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from tracing import TRANSPORTS, python, trace
+from tracing import WAYS, python, trace
 
 from ktap.transport import Drained, Order
 
@@ -27,7 +27,7 @@ if pid:
 """
 
 
-@pytest.mark.parametrize("buffer", TRANSPORTS)
+@pytest.mark.parametrize("buffer", WAYS)
 def test_time_never_goes_back(buffer: str) -> None:
     script = """
     var last = 0
@@ -46,7 +46,7 @@ def test_time_never_goes_back(buffer: str) -> None:
     assert cpus == min(2, len(os.sched_getaffinity(0)))
 
 
-@pytest.mark.parametrize("buffer", TRANSPORTS)
+@pytest.mark.parametrize("buffer", WAYS)
 def test_cause_comes_before_effect(buffer: str) -> None:
     """A byte written on one processor is read on another: the entry of write is before the exit of read."""
     script = """

@@ -1,0 +1,392 @@
+"""The live source without BPF: perf events, the kernel's own filters, and the VM for everything else.
+
+    source = PerfSource(program, Options(), helpers, where, say)
+    source.attach(probes)
+    batch = source.poll(timeout_ns)     # records in order of time
+    source.close()
+
+All events of a processor share a ring; what the kernel says of tasks comes through a second one, so that a full
+ring loses no name. Everything is held by file descriptors and gone with them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from operator import itemgetter
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+
+from ktap import kernel
+from ktap.captured import make_event
+from ktap.event_format import EventFormat
+from ktap.layout import Values
+from ktap.needs import Needs, needs, symbols_of
+from ktap.open_files import allow_files
+from ktap.perf_buffer import LOST, LOST_COUNT, SAMPLE
+from ktap.perf_demand import check, unfit, with_parent
+from ktap.perf_event import (
+    COMM_RECORDS,
+    DUMMY,
+    RAW,
+    SOFTWARE,
+    TASK_RECORDS,
+    TRACEPOINT,
+    WORD_AT,
+    Attribute,
+    Read,
+    Sample,
+    has_programs,
+    lost_samples,
+    number_of,
+    open_event,
+    reader,
+    set_filter,
+    share_ring,
+)
+from ktap.perf_rings import Ring, map_largest, online, settled_ns, taken, unmap
+from ktap.perf_streams import Stream, streams
+from ktap.perf_values import PARENT, layout_of, seen_by, who_of
+from ktap.plan import Captured, Wanted, captured, probes_of
+from ktap.resolve import Kernel, Resolver
+from ktap.settings import UNNAMED, Helpers, Options, buffer_bytes, power_of_two, refusal
+from ktap.tasks import Change, Tasks, read_change
+from ktap.tracefs import TracepointName
+from vm.diagnostic import Refusal
+from vm.event import Action, Batch, Event, Loss, Probe
+from vm.program import Program
+
+TASK_RING_BYTES = 1 << 19
+LEAST_RING_BYTES = 1 << 15
+LONGEST_SLEEP_NS = 8_000_000
+DETACH_NS = 73_000_000
+"""What closing the last perf event of a tracepoint takes."""
+SLOW_DETACH = 20
+NEW_TASK = TracepointName("task", "task_newtask")
+"""Tells which new processes have their maker's parent."""
+CLONE_PARENT = 0x8000
+
+Say = Callable[[str], None]
+TIME = itemgetter(0)
+
+
+class Opened(NamedTuple):
+    """A stream's perf events, and how their samples are read."""
+
+    stream: Stream
+    fds: List[int]
+    read: Read
+
+
+class NewTask(NamedTuple):
+    """Where the record of NEW_TASK has the process and the flags."""
+
+    pid: int
+    flags: int
+    size: int
+
+
+class PerfSource:
+    """See vm.event.Source."""
+
+    lowering = None
+    """No handler runs in the kernel."""
+
+    def __init__(self, program: Program, options: Options, helpers: Helpers, where: Kernel, say: Say) -> None:
+        self._program = program
+        self._options = options
+        self._helpers = helpers
+        self._kernel = where
+        self._say = say
+        self._points: List[Tuple[Event, Tuple[Union[int, Action], ...]]] = []
+        self.events: List[Captured] = []
+        """What is attached, by number."""
+        self.bits = 0
+        """How many low bits of a point tell of filters."""
+        self.streams: List[Stream] = []
+        """What is opened."""
+        self._tasks = Tasks(options.pids)
+        self._opened: Dict[int, Opened] = {}
+        """By the number that samples have."""
+        self._streams: List[Opened] = []
+        self._rings: List[Ring] = []
+        self._task_rings: List[Ring] = []
+        self._owners: List[int] = []
+        self._held: List[Union[Sample, Change]] = []
+        self._lost_records: Dict[int, int] = {}
+        """What PERF_RECORD_LOST told, by processor."""
+        self._warned: Set[str] = set()
+        self._new_task: Optional[NewTask] = None
+        self._made_tasks: Optional[Opened] = None
+        self._own = os.getpid()
+        self._initial = os.readlink("/proc/self/ns/pid") == kernel.INITIAL_PID_NAMESPACE
+        """Records have the numbers of this namespace."""
+
+    # -- attaching --------------------------------------------------------------------------------
+
+    def attach(self, probes: Sequence[Probe]) -> None:
+        """See vm.event.Source.attach. Raises Refusal."""
+        asked = self._needs(probes)
+        demands = {
+            index: asked.of_function[probe.function].joined(self._options.also) for index, probe in enumerate(probes)
+        }
+        checked = check(self._program, probes, demands, asked.places)
+        problems = [*asked.diagnostics, *checked.problems]
+        if problems:
+            raise Refusal(problems, self._program.source)
+        resolver = Resolver(self._program, self._kernel)
+        for index, probe in enumerate(probes):
+            resolver.add(index, probe, checked.demands[index])
+        found = [with_parent(one, demands) for one in resolver.wanted(checked.demands, asked.places)]
+        for notice in (*resolver.notices, *checked.notices):
+            self._say(notice)
+        problems = [one for wanted in found for one in unfit(self._program, probes, wanted, asked.places)]
+        if problems:
+            raise Refusal(problems, self._program.source, 3)
+        if found:
+            try:
+                self._go_live([self._captured(one) for one in found])
+            except OSError as error:
+                self.close()
+                raise refusal(error) from error
+            except BaseException:
+                self.close()
+                raise
+
+    def _needs(self, probes: Sequence[Probe]) -> Needs:
+        handlers = [(probe.function, probe.takes_event) for probe in probes]
+        return needs(self._program, handlers, self._options.event_string_bytes, self._helpers.types)
+
+    def _captured(self, wanted: Wanted) -> Captured:
+        seen = seen_by(wanted)
+        addresses = {name: self._helpers.symbol(name) for name in symbols_of([seen])}
+        symbols = {name: address for name, address in addresses.items() if address is not None}
+        event = captured(wanted._replace(demand=seen), symbols)
+        layout = layout_of(event, seen)
+        return event._replace(
+            wanted=wanted,
+            kind=event.kind._replace(layout=layout),
+            case=event.case._replace(layout=layout, late=False, late_filters=False),
+        )
+
+    def _format(self, name: TracepointName) -> EventFormat:
+        return self._kernel.tracefs().format(name)
+
+    def _go_live(self, events: Sequence[Captured]) -> None:
+        self.events = list(events)
+        self.bits = max(len(event.wanted.filters) for event in events)
+        self._set_points()
+        narrowing = f"common_pid != {self._own}" if self._initial else ""
+        wanted = self.streams = streams(events, self.bits, self._format, narrowing)
+        if not self._options.attaching:
+            return
+        cpus = online(self._options.cpu)
+        allow_files((len(wanted) + 4) * (len(cpus) + 1))
+        if self._helpers.spaces is not None:
+            self._helpers.spaces.watch(self._options.pids)
+        self._open_rings(cpus)
+        self._tasks.snapshot(time.monotonic_ns())
+        for stream in wanted:
+            self._open(stream)
+        slow = len({stream.event_id for stream in wanted if stream.event_id is not None})
+        if slow >= SLOW_DETACH:
+            seconds = max(1, round(slow * DETACH_NS / 1e9))
+            self._say(f"{slow} tracepoints: the kernel will take about {seconds} s to let go of them")
+        self._look_for_programs()
+        for opened in self._streams:
+            for fd in opened.fds:
+                kernel.enable(fd)
+
+    def _set_points(self) -> None:
+        for event in self.events:
+            shown = None
+            if event.kind.format is not None and "argstr" in event.wanted.demand.variables:
+                shown = self._helpers.format_text(event.kind.format)
+            made = make_event(event.kind, shown, self._helpers.table, self._helpers.symbol_of)
+            for mask in range(1 << self.bits):
+                self._points.append((made, probes_of(event.wanted, mask)))
+
+    def _open_rings(self, cpus: Sequence[int]) -> None:
+        """The rings of events on the traced processors, and those of what is said of tasks on all."""
+        size = power_of_two(self._options.buffer_bytes or buffer_bytes(len(cpus)))
+        least = size if self._options.buffer_bytes else LEAST_RING_BYTES
+        nothing = Attribute(SOFTWARE, DUMMY)
+        for cpu in cpus:
+            self._owners.append(open_event(nothing, cpu, -1, "perf buffer"))
+            ring, size = map_largest(cpu, self._owners[-1], size, least)
+            self._rings.append(ring)
+        said = Attribute(SOFTWARE, DUMMY, flags=COMM_RECORDS | TASK_RECORDS)
+        for cpu in kernel.online_cpus():
+            self._owners.append(open_event(said, cpu, -1, "perf buffer"))
+            ring, _ = map_largest(cpu, self._owners[-1], TASK_RING_BYTES, LEAST_RING_BYTES)
+            self._task_rings.append(ring)
+        for owner in self._owners:
+            kernel.enable(owner)
+        if any(PARENT in event.wanted.demand.variables for event in self.events):
+            self._open_new_task()
+
+    def _open_new_task(self) -> None:
+        event = self._format(NEW_TASK)
+        fields = {field.name: field for field in event.fields}
+        self._new_task = NewTask(fields["pid"].offset, fields["clone_flags"].offset, fields["clone_flags"].size)
+        attribute = Attribute(TRACEPOINT, event.id, 1, RAW)
+        read = reader(RAW, 0)
+        opened = self._made_tasks = Opened(Stream(str(NEW_TASK), attribute, lambda sample: ()), [], read)
+        self._streams.append(opened)
+        for ring in self._task_rings:
+            fd = open_event(attribute, ring.cpu, -1, str(NEW_TASK))
+            opened.fds.append(fd)
+            self._opened[number_of(fd)] = opened
+            share_ring(fd, ring.owner)
+            kernel.enable(fd)
+
+    def _open(self, stream: Stream) -> None:
+        """A perf event on every processor, of all processes: one that is bound to a task and its children ends with
+        the program of a setuid file, and before the task does (fs/exec.c, kernel/exit.c: perf_event_exit_task)."""
+        attribute = stream.attribute
+        opened = Opened(stream, [], reader(attribute.sample, bin(attribute.registers).count("1")))
+        self._streams.append(opened)
+        for ring in self._rings:
+            fd = open_event(attribute, ring.cpu, -1, stream.label)
+            opened.fds.append(fd)
+            self._opened[number_of(fd)] = opened
+            share_ring(fd, ring.owner)
+            if stream.filter:
+                set_filter(fd, stream.filter)
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    @property
+    def points(self) -> Sequence[Tuple[Event, Sequence[Union[int, Action]]]]:
+        """See vm.event.Source.points."""
+        return self._points
+
+    def now_ns(self) -> int:
+        """CLOCK_MONOTONIC, which is what events are stamped with."""
+        return time.monotonic_ns()
+
+    def poll(self, timeout_ns: int) -> Batch:
+        """See vm.event.Source.poll. Returns after one sleep at the latest, so that signals are seen."""
+        if not self._held and timeout_ns > 0:
+            time.sleep(min(timeout_ns, LONGEST_SLEEP_NS) / 1e9)
+        if not self._rings:
+            return Batch((), time.monotonic_ns(), False)
+        horizon_ns = settled_ns()
+        held = self._held
+        for ring in self._task_rings:
+            self._take_changes(ring)
+        for ring in self._rings:
+            self._take_samples(ring)
+        held.sort(key=TIME)
+        end = len(held)
+        while end and held[end - 1][0] > horizon_ns:
+            end -= 1
+        self._held = held[end:]
+        if self._helpers.spaces is not None:
+            self._helpers.spaces.update()  # now it has all that came before these records
+        return Batch(self._records(held[:end]), horizon_ns, False)
+
+    def _take_changes(self, ring: Ring) -> None:
+        for kind, data, at in taken(ring):
+            if kind == LOST:
+                self._tasks.forget()
+                self._say(
+                    "the kernel could not say all of what tasks did: their names and parents are nil until they change"
+                )
+            elif kind == SAMPLE:
+                self._held.append(reader(RAW, 0)(data, at))
+            else:
+                change = read_change(kind, data, at)
+                if change is not None:
+                    self._held.append(change)
+
+    def _take_samples(self, ring: Ring) -> None:
+        opened, held = self._opened, self._held
+        for kind, data, at in taken(ring):
+            if kind == SAMPLE:
+                (number,) = WORD_AT(data, at + 8)
+                held.append(opened[number].read(data, at))
+            elif kind == LOST:
+                self._lost_records[ring.cpu] = self._lost_records.get(ring.cpu, 0) + LOST_COUNT(data, at + 16)[0]
+
+    def _records(self, found: Sequence[Union[Sample, Change]]) -> List[Values]:
+        """The records of samples in order of time, each with what was known of tasks by then."""
+        tasks, own, initial = self._tasks, self._own, self._initial
+        records: List[Values] = []
+        for one in found:
+            if isinstance(one, Change):
+                tasks.apply(one)
+                continue
+            opened = self._opened[one.event]
+            if opened is self._made_tasks:
+                self._see_new_task(one)
+                continue
+            stream = opened.stream
+            who = who_of(one, tasks, stream.by_record and initial)
+            if who.pid == own and stream.leaves_out_ktap:
+                continue
+            if tasks.followed is not None and who.pid not in tasks.followed:
+                continue
+            for maker in stream.route(one):
+                made = maker.make(one, who, tasks)
+                if made is not None:
+                    records.append(made)
+        return records
+
+    def _see_new_task(self, sample: Sample) -> None:
+        """A process may have its maker's parent."""
+        where = self._new_task
+        assert where is not None
+        flags = int.from_bytes(sample.raw[where.flags : where.flags + where.size], sys.byteorder)
+        pid = int.from_bytes(sample.raw[where.pid : where.pid + 4], sys.byteorder)
+        if flags & CLONE_PARENT and self._tasks.process(pid) == pid:
+            self._tasks.made_beside(pid, sample.pid)
+
+    def settle(self) -> None:
+        """See vm.event.Source.settle: nothing is counted elsewhere."""
+        if self._helpers.spaces is not None:
+            self._helpers.spaces.update()
+
+    def losses(self) -> Sequence[Loss]:
+        """See vm.event.Source.losses: by event, or by processor where the kernel does not count them by event."""
+        found: List[Loss] = []
+        counted = True
+        for opened in self._streams:
+            lost = [lost_samples(fd) for fd in opened.fds]
+            if None in lost:
+                counted = False
+            total = sum(one or 0 for one in lost)
+            if total:
+                found.append(Loss(FULL, opened.stream.label, total))
+        if not counted:
+            found += [Loss(FULL, f"processor {cpu}", count) for cpu, count in sorted(self._lost_records.items())]
+        self._look_for_programs()
+        if found and self._options.pids:
+            self._say("what was lost may be of other processes, too: without BPF they are told apart behind the buffer")
+        if self._helpers.spaces is not None and self._helpers.spaces.lost:
+            found.append(Loss(UNNAMED, "stacks of processes", self._helpers.spaces.lost))
+        return found
+
+    def _look_for_programs(self) -> None:
+        """Say where BPF programs of others may keep events to themselves: the kernel samples none for which one returns 0."""
+        for opened in self._streams:
+            label = opened.stream.label
+            if opened.stream.event_id is not None and label not in self._warned and has_programs(opened.fds[0]):
+                self._warned.add(label)
+                self._say(f"{label}: BPF programs of another tracer are on it and may keep its events from this one")
+
+    def close(self) -> None:
+        """See vm.event.Source.close."""
+        if self._helpers.spaces is not None:
+            self._helpers.spaces.stop()
+        for opened in self._streams:
+            for fd in opened.fds:
+                os.close(fd)
+        for ring in (*self._rings, *self._task_rings):
+            unmap(ring)
+        for owner in self._owners:
+            os.close(owner)
+        self._streams, self._rings, self._task_rings, self._owners = [], [], [], []
+
+
+FULL = "perf buffer full"

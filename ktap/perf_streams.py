@@ -1,0 +1,161 @@
+"""From the events of a script to perf events: what each samples, its filter, and which records come of a sample.
+
+System calls are two tracepoints, raw_syscalls:sys_enter and sys_exit, however many of them are traced: the
+numbers are told apart in the kernel's filter, and again here.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from ktap.capture import PROFILE, SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT
+from ktap.captured import KERNEL_STACK, PLUMBING_FRAMES, USER_STACK
+from ktap.event_format import EventFormat
+from ktap.kernel import CPU_CLOCK
+from ktap.kernel_filter import MOST_BYTES, both, kernel_filter
+from ktap.perf_event import CALLCHAIN, RAW, SOFTWARE, USER_REGISTERS, Attribute, Sample
+from ktap.perf_event import TRACEPOINT as TRACEPOINT_TYPE
+from ktap.perf_values import Maker, samples_of, tracepoint_fills
+from ktap.plan import Captured
+from ktap.tracefs import TracepointName
+
+EXCLUDE_CHAIN_KERNEL, EXCLUDE_CHAIN_USER = 1 << 21, 1 << 22
+RAW_GROUP = "raw_syscalls"
+NUMBER_OFFSET = 8
+"""Of the system call's number in the record."""
+OF_32_BITS = 1
+"""Of a process (Sample.abi): its calls have numbers of their own, and events of system calls pass them over."""
+FIRST_REGISTER = 1
+MOST_FRAMES = 127
+
+FormatOf = Callable[[TracepointName], EventFormat]
+
+
+class Stream(NamedTuple):
+    """A perf event, one on every processor."""
+
+    label: str
+    """What losses are told of."""
+    attribute: Attribute
+    route: Callable[[Sample], Sequence[Maker]]
+    """Whose records come of a sample."""
+    filter: Optional[str] = None
+    by_record: bool = True
+    """Its samples have a record that tells the thread."""
+    leaves_out_ktap: bool = True
+    event_id: Optional[int] = None
+    """Of the tracepoint, where that is what detaching takes its time for."""
+    how: str = "a perf event of the tracepoint on every processor"
+    """For ktap explain."""
+
+
+def streams(events: Sequence[Captured], bits: int, format_of: FormatOf, narrowing: str) -> List[Stream]:
+    """All perf events of a script. `narrowing`: a condition that every tracepoint's filter has."""
+    found: List[Stream] = []
+    calls: Dict[str, List[Tuple[int, Captured]]] = {}
+    for number, event in enumerate(events):
+        context = event.wanted.context
+        if context in (SYSCALL_ENTER, SYSCALL_EXIT):
+            calls.setdefault(context, []).append((number, event))
+        else:
+            found.append(KINDS[context](number, event, bits, format_of, narrowing))
+    for context, members in calls.items():
+        found.append(_system_calls(context, members, bits, format_of, narrowing))
+    return found
+
+
+def _system_calls(
+    context: str, members: Sequence[Tuple[int, Captured]], bits: int, format_of: FormatOf, narrowing: str
+) -> Stream:
+    name = "sys_enter" if context == SYSCALL_ENTER else "sys_exit"
+    event_format = format_of(TracepointName(RAW_GROUP, name))
+    by_number: Dict[int, List[Maker]] = {}
+    sample, frames, flags = RAW | USER_REGISTERS, 0, 0
+    for number, event in members:
+        maker = Maker(number, event, bits, tracepoint_fills(event))
+        by_number.setdefault(event.wanted.number, []).append(maker)
+    for _, event in members:
+        sample |= samples_of(event.kind.layout)
+    if sample & CALLCHAIN:
+        frames, flags = chain_of([event for _, event in members])
+    attribute = Attribute(TRACEPOINT_TYPE, event_format.id, 1, sample, flags, registers=FIRST_REGISTER, frames=frames)
+    none: Sequence[Maker] = ()
+
+    def route(sample: Sample) -> Sequence[Maker]:
+        if sample.abi == OF_32_BITS:
+            return none
+        return by_number.get(int.from_bytes(sample.raw[NUMBER_OFFSET : NUMBER_OFFSET + 4], "little"), none)
+
+    label = members[0][1].wanted.label if len(members) == 1 else f"syscalls:{name}_*"
+    chosen = both(_calls_filter([event for _, event in members], event_format), narrowing)
+    how = f"a perf event of {RAW_GROUP}:{name} on every processor"
+    return Stream(label, attribute, route, chosen or None, event_id=event_format.id, how=how)
+
+
+def _calls_filter(events: Sequence[Captured], event_format: EventFormat) -> Optional[str]:
+    """The numbers with the filters of each; the numbers alone, or nothing, where that gets too long."""
+    parts = [both(f"id == {event.wanted.number}", _own_filter(event, event_format)) for event in events]
+    for texts in (parts, [f"id == {event.wanted.number}" for event in events]):
+        text = " || ".join(f"({part})" for part in dict.fromkeys(texts))
+        if len(text) <= MOST_BYTES:
+            return text
+    return None
+
+
+def _own_filter(event: Captured, event_format: Optional[EventFormat]) -> Optional[str]:
+    wanted = event.wanted
+    if None in wanted.filter_of or event_format is None:
+        return None
+    return kernel_filter(wanted.filters, event_format)
+
+
+def _tracepoint(number: int, event: Captured, bits: int, format_of: FormatOf, narrowing: str) -> Stream:
+    wanted = event.wanted
+    group, _, name = wanted.label.partition(":")
+    event_format = wanted.format or format_of(TracepointName(group, name))
+    maker = (Maker(number, event, bits, tracepoint_fills(event)),)
+    sample = RAW | samples_of(event.kind.layout)
+    frames, flags = chain_of([event]) if sample & CALLCHAIN else (0, 0)
+    attribute = Attribute(TRACEPOINT_TYPE, event_format.id, 1, sample, flags, frames=frames)
+    chosen = both(_own_filter(event, event_format), narrowing)
+    return Stream(
+        wanted.label,
+        attribute,
+        lambda sample: maker,
+        chosen or None,
+        event_id=event_format.id,
+    )
+
+
+def _profile(number: int, event: Captured, bits: int, format_of: FormatOf, narrowing: str) -> Stream:
+    timer = event.wanted.timer
+    assert timer is not None
+    maker = (Maker(number, event, bits, {}),)
+    sample = samples_of(event.kind.layout)
+    frames, flags = chain_of([event]) if sample & CALLCHAIN else (0, 0)
+    attribute = Attribute(SOFTWARE, CPU_CLOCK, timer.period_ns, sample, flags, frames=frames)
+    return Stream(
+        event.wanted.label,
+        attribute,
+        lambda sample: maker,
+        by_record=False,
+        leaves_out_ktap=False,
+        how="a timer on every processor (cpu-clock)",
+    )
+
+
+def chain_of(events: Sequence[Captured]) -> Tuple[int, int]:
+    """How many addresses call chains of these events have, and the flags that leave out whose nobody asks for."""
+    kernel = max((event.wanted.demand.kernel_stack for event in events), default=0)
+    user = max((event.wanted.demand.user_stack for event in events), default=0)
+    names = {slot.name for event in events for slot in event.kind.layout.slots}
+    flags = 0 if KERNEL_STACK in names else EXCLUDE_CHAIN_KERNEL
+    flags |= 0 if USER_STACK in names else EXCLUDE_CHAIN_USER
+    return (0 if kernel and user else min(MOST_FRAMES, kernel + PLUMBING_FRAMES if kernel else user)), flags
+
+
+KINDS: Dict[str, Callable[[int, Captured, int, FormatOf, str], Stream]] = {
+    TRACEPOINT: _tracepoint,
+    PROFILE: _profile,
+}
+"""How events other than system calls become perf events."""
