@@ -2,7 +2,7 @@
 
 C++ (and Rust's older mangling, which looks the same) is read by libstdc++'s own __cxa_demangle, where
 the library is there; the hash that such a Rust name ends in is taken off. Rust's newer mangling (`_R…`)
-is read here as far as paths go. Source: Itanium C++ ABI, 5.1; Rust RFC 2603.
+is read by ktap.rust_names. Source: Itanium C++ ABI, 5.1.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from __future__ import annotations
 import ctypes
 import re
 from functools import cache, lru_cache
-from typing import Callable, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
+
+from ktap.rust_names import rust_name
 
 LIBRARIES = ("libstdc++.so.6", "libc++abi.so.1")
 RUST_HASH = re.compile(r"::h[0-9a-f]{16}$")
-RUST_CHARACTER = re.compile(r"\$u([0-9a-f]{1,6})\$")
+RUST_BEFORE_ESCAPE = re.compile(r"(^|::)_(?=\$)")
+"""A name may not begin with an escape."""
+RUST_ESCAPE = re.compile(r"\$(?:SP|BP|RF|LT|GT|LP|RP|C|u[0-9a-f]{1,6})\$|\.\.")
 RUST_ESCAPES = {
     "$SP$": "@",
     "$BP$": "*",
@@ -28,6 +32,15 @@ RUST_ESCAPES = {
 }
 
 
+def _unescaped(escape: str) -> str:
+    """The sign that an escape stands for; `$u20$` gives it by its number."""
+    found = RUST_ESCAPES.get(escape)
+    if found is None:
+        number = int(escape[2:-1], 16)
+        found = chr(number) if number < 0x110000 else escape
+    return found
+
+
 def is_mangled(name: str) -> bool:
     """Whether a name may be another one in disguise."""
     return name.startswith(("_Z", "_R", "__Z"))
@@ -37,7 +50,7 @@ def is_mangled(name: str) -> bool:
 def demangle(name: str) -> str:
     """The name as it was written; the same where it is no mangled one, or cannot be read."""
     if name.startswith("_R"):
-        return _rust(name) or name
+        return rust_name(name) or name
     if not is_mangled(name):
         return name
     read = _reader()
@@ -45,11 +58,8 @@ def demangle(name: str) -> str:
     if found is None:
         return name
     if RUST_HASH.search(found):
-        found = RUST_HASH.sub("", found)
-        found = RUST_CHARACTER.sub(lambda match: chr(int(match[1], 16)), found)
-        for escape, sign in RUST_ESCAPES.items():
-            found = found.replace(escape, sign)
-        found = re.sub(r"(^|::)_(?=[<&*(\[])", r"\1", found)  # a name may not begin with an escape
+        found = RUST_BEFORE_ESCAPE.sub(r"\1", RUST_HASH.sub("", found))
+        found = RUST_ESCAPE.sub(lambda match: _unescaped(match[0]), found)
     return found
 
 
@@ -83,43 +93,82 @@ def _reader() -> Optional[Callable[[str], Optional[str]]]:
     return read
 
 
-IDENTIFIER = re.compile(r"(u?)(\d+)_?")
+# -- shorter spellings ----------------------------------------------------------------------------
 
 
-def _rust(name: str) -> Optional[str]:
-    """A path of Rust's newer mangling: `_RNvC5crate4name` is `crate::name`; None for what is no plain path."""
-    found = _rust_path(name, 2)
-    return found[0] if found is not None else None
+def spellings(name: str) -> Tuple[str, str, str]:
+    """A name as users may write it: whole, without result and parameters, and also without generic arguments.
+
+    `int shop::add<int>(int)`, `shop::add<int>`, `shop::add`; of Rust `<shop::Till<i64> as shop::Adds>::add` twice,
+    `shop::Till::add`.
+    """
+    found = demangle(name)
+    short = plain(found)
+    return found, short, without_arguments(short)
 
 
-def _rust_path(name: str, at: int) -> Optional[Tuple[str, int]]:
-    kind = name[at : at + 1]
-    if kind == "C":
-        return _rust_identifier(name, _disambiguated(name, at + 1))
-    if kind == "N":
-        inner = _rust_path(name, at + 2)
-        own = _rust_identifier(name, _disambiguated(name, inner[1])) if inner is not None else None
-        if inner is None or own is None:
-            return None
-        text = own[0] or "{closure}"
-        return f"{inner[0]}::{text}", own[1]
-    if kind == "I":
-        return _rust_path(name, at + 1)
-    return None
+def plain(name: str) -> str:
+    """A demangled name without its parameters and its result."""
+    end = len(QUALIFIERS.sub("", name))
+    if name[:end].endswith(")"):
+        name = name[: _opening(name, end - 1)] or name
+    if "operator" in name:
+        return name
+    depth = 0
+    for place in range(len(name) - 1, -1, -1):
+        if name[place] in CLOSING and name[place - 1 : place + 1] != "->":
+            depth += 1
+        elif name[place] in OPENING:
+            depth -= 1
+        elif name[place] == " " and not depth:
+            return name[place + 1 :]
+    return name
 
 
-def _disambiguated(name: str, at: int) -> int:
-    """Behind `s` … `_`, which tells things of one name apart."""
-    if name[at : at + 1] == "s":
-        end = name.find("_", at)
-        return end + 1 if end >= 0 else at
-    return at
+def without_arguments(name: str) -> str:
+    """A plain name without generic arguments; `<A as B>::f` is `A::f`."""
+    if "operator" in name:
+        return name
+    parts: List[str] = []
+    depth = start = 0
+    for place, sign in enumerate(name):
+        if sign == "<":
+            if not depth:
+                parts.append(name[start:place].removesuffix("::") if place else "")
+                start = place + 1
+            depth += 1
+        elif sign == ">" and name[place - 1] != "-" and depth:
+            depth -= 1
+            if not depth:
+                if start == 1:  # whose function it is
+                    parts.append(without_arguments(_owner(name[start:place])))
+                start = place + 1
+    return "".join(parts) + name[start:] if not depth else name
 
 
-def _rust_identifier(name: str, at: int) -> Optional[Tuple[str, int]]:
-    found = IDENTIFIER.match(name, at)
-    if found is None:
-        return None
-    length = int(found[2])
-    start = found.end() if length else found.end(2)
-    return name[start : start + length], start + length
+def _owner(text: str) -> str:
+    """Of `A as B` the first, which may have such things in brackets."""
+    depth = 0
+    for place, sign in enumerate(text):
+        if sign in OPENING:
+            depth += 1
+        elif sign in CLOSING and text[place - 1 : place + 1] != "->":
+            depth -= 1
+        elif not depth and text.startswith(" as ", place):
+            return text[:place]
+    return text
+
+
+def _opening(name: str, closing: int) -> int:
+    """Where the bracket opens that is closed at a place; 0 where it does not."""
+    depth = 0
+    for place in range(closing, -1, -1):
+        depth += (name[place] == ")") - (name[place] == "(")
+        if not depth:
+            return place
+    return 0
+
+
+OPENING, CLOSING = "(<[{", ")>]}"
+QUALIFIERS = re.compile(r"( const| volatile| &&?| \[clone [^]]*\]| \[abi:\w+\])*$")
+"""What may stand behind the parameters."""

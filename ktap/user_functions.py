@@ -15,7 +15,7 @@ import re
 from fnmatch import fnmatchcase, translate
 from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from ktap.demangle import demangle, is_mangled
+from ktap.demangle import demangle, is_mangled, plain, spellings, without_arguments
 from ktap.elf import Binary, Function, NotElf, open_binary
 from ktap.libraries import find_file, known_names
 
@@ -83,7 +83,7 @@ def take_apart(text: str) -> Written:
     _, _, rest = text.partition(":")
     target, _, behind = rest.partition(":")
     # names as C++ writes them have spaces in their brackets
-    in_brackets = "(" in behind.partition(" ")[0]
+    in_brackets = any(sign in behind.partition(" ")[0] for sign in "(<")
     gap = FETCH_BEHIND_NAME.search(behind) if in_brackets else re.search(r"\s+", behind)
     symbol, fetch = (behind[: gap.start()], behind[gap.end() :]) if gap is not None else (behind, "")
     returns = symbol.endswith(RETURN)
@@ -103,7 +103,9 @@ def means(text: str, label: str) -> bool:
     symbol = known.symbol
     if text.startswith(f"{MARKERS}:") and ":" not in written.symbol:
         symbol = symbol.rpartition(":")[2]
-    return written.symbol in (symbol, plain(symbol)) or fnmatchcase(symbol, written.symbol)
+    short = plain(symbol)
+    names = (symbol, short, without_arguments(short))
+    return written.symbol in names or any(fnmatchcase(name, written.symbol) for name in names)
 
 
 def open_target(target: str) -> Binary:
@@ -136,11 +138,11 @@ def find_functions(written: Written, unsafe: bool) -> List[Found]:
     symbol = written.symbol
     if PLACE.match(symbol):
         return [_at_place(binary, int(symbol, 0), written.returns, unsafe)]
-    if is_glob(symbol):
-        return _matching(binary, symbol)
-    found = _named(binary, symbol)
+    found = _named(binary, symbol) if "::" in symbol or not is_glob(symbol) else []  # `<[u8]>::len` is a name
     if found:
         return found
+    if is_glob(symbol):
+        return _matching(binary, symbol)
     behind = BEHIND.match(symbol)
     if behind is not None and (start := _named(binary, behind[1])):
         offset = int(behind[2], 0)
@@ -152,18 +154,13 @@ def _spot(binary: Binary, function: Function) -> Spot:
     return Spot(binary.path, function.offset, function.address, starts=True)
 
 
-def plain(name: str) -> str:
-    """A demangled name without its parameters."""
-    return name.partition("(")[0] if not name.startswith("(") and "operator(" not in name else name
-
-
 def _named(binary: Binary, symbol: str) -> List[Found]:
     """The functions of a name, with or without its version (`memcpy@GLIBC_2.14`); static ones may be several."""
     name, _, version = symbol.partition("@")
     version = version.lstrip("@")
     same = [f for f in binary.functions if f.name == name and (not version or f.version == version)]
     if not same and ("::" in symbol or "(" in symbol or not version):
-        same = [f for f in binary.functions if is_mangled(f.name) and symbol in _readable(f.name)]
+        same = [f for f in binary.functions if is_mangled(f.name) and symbol in spellings(f.name)]
     direct = [function for function in same if not function.indirect]
     if same and not direct:
         others = [f.name for f in binary.functions if f.name.startswith((f"__{name}_", f"{name}_")) and not f.indirect]
@@ -172,17 +169,12 @@ def _named(binary: Binary, symbol: str) -> List[Found]:
     return _once(binary, direct)
 
 
-def _readable(name: str) -> Tuple[str, str]:
-    found = demangle(name)
-    return found, plain(found)
-
-
 def _matching(binary: Binary, pattern: str) -> List[Found]:
     match = re.compile(translate(pattern)).match
     whole = [f for f in binary.functions if not f.indirect and not any(part in f.name for part in PARTS)]
     found = [f for f in whole if match(f.name)]
     if not found or "::" in pattern:
-        found += [f for f in whole if is_mangled(f.name) and any(match(name) for name in _readable(f.name))]
+        found += [f for f in whole if is_mangled(f.name) and any(match(name) for name in spellings(f.name))]
     if not found:
         raise NoEvent(f"no function of {binary.path} matches `{pattern}`", f"ktap -lf {binary.path} shows them")
     return _once(binary, found)
@@ -228,7 +220,9 @@ def _missing(binary: Binary, symbol: str) -> NoEvent:
     from compiler.spell import suggest
 
     names: Sequence[str] = sorted({function.name for function in binary.functions})
-    if not names:
+    if "::" in symbol:
+        names = sorted({name for mangled in names if is_mangled(mangled) for name in spellings(mangled)[1:]})
+    if not binary.functions:
         return NoEvent(
             f"{binary.path} has no symbols", "a package with its debug symbols, or a probe at 0x… with --unsafe"
         )

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from c_program import WORK, compiled
 
-from ktap.demangle import demangle
+from ktap.demangle import demangle, plain, without_arguments
 from ktap.elf import NotElf, open_binary
 from ktap.libraries import find_file
-from ktap.user_functions import NoEvent, find_functions, plain, take_apart
+from ktap.user_functions import NoEvent, find_functions, take_apart
 
 NAMES = [
     ("malloc", "malloc"),
@@ -21,7 +21,26 @@ NAMES = [
     ("_ZNKSt6vectorIiSaIiEE4sizeEv", "std::vector<int, std::allocator<int> >::size() const"),
     ("_ZN4core3fmt9Formatter9write_str17h0123456789abcdefE", "core::fmt::Formatter::write_str"),
     ("_ZN23_$LT$T$u20$as$u20$x$GT$3run17h0123456789abcdefE", "<T as x>::run"),
+    ("_ZN3std2rt10lang_start28_$u7b$$u7b$closure$u7d$$u7d$17h0123456789abcdefE", "std::rt::lang_start::{{closure}}"),
+    ("_ZN4core3ptr25drop$LT$Vec$LT$u8$GT$$GT$17h0123456789abcdefE", "core::ptr::drop<Vec<u8>>"),
+    ("_ZN4core3foo8a$u110000$17h0123456789abcdefE", "_ZN4core3foo8a$u110000$17h0123456789abcdefE"),
     ("_RNvC5crate4main", "crate::main"),
+    (
+        "_RINvMs_NtC4shop4tillINtB5_4TillxE4showNCNvB7_4main0EB7_",
+        "<shop::till::Till<i64>>::show::<shop::main::{closure#0}>",
+    ),
+    ("_RNvXNtC4shop4tillINtB2_4TillxEINtB2_4AddsxE3add", "<shop::till::Till<i64> as shop::till::Adds<i64>>::add"),
+    ("_RINvC1a1fAtj3_QTaINtC1b6OptionReEEE", "a::f::<[u16; 3], &mut (i8, b::Option<&str>)>"),
+    (
+        "_RINvC1a1fFReEzFUKCPhEbDG_INtC1b2FnThEEp6OutputnEL_E",
+        'a::f::<fn(&str) -> !, unsafe extern "C" fn(*const u8) -> bool, dyn for<\'a> b::Fn<(u8,), Output = i128>>',
+    ),
+    ("_RINvC1a1fKlna_Kb1_Kc78_Kj0_E", "a::f::<-10, true, 'x', 0>"),
+    ("_RNvC1au8gdel_5qa", "a::gödel"),
+    ("_RNCNCNCNvC1a1f00s_0B5_", "a::f::{closure#0}::{closure#0}::{closure#1}"),
+    ("_RNvC1a1f.llvm.1234", "a::f"),
+    ("_RNvC1aB9_", "_RNvC1aB9_"),
+    ("_RNvC1a99f", "_RNvC1a99f"),
     ("_RNvNtCs1234_7mycrate3foo3bar", "mycrate::foo::bar"),
     ("_Znonsense", "_Znonsense"),
     ("_R", "_R"),
@@ -33,9 +52,33 @@ def test_names(mangled: str, wanted: str) -> None:
     assert demangle(mangled) == wanted
 
 
-def test_names_without_parameters() -> None:
-    assert plain("std::terminate()") == "std::terminate"
-    assert plain("malloc") == "malloc"
+PLAIN = [
+    ("malloc", "malloc", "malloc"),
+    ("std::terminate()", "std::terminate", "std::terminate"),
+    ("int shop::add<int>(int)", "shop::add<int>", "shop::add"),
+    ("std::map<int, void (*)(int)>::at(int const&) const", "std::map<int, void (*)(int)>::at", "std::map::at"),
+    ("std::vector<int>::operator[](unsigned long)", "std::vector<int>::operator[]", "std::vector<int>::operator[]"),
+    ("operator new(unsigned long)", "operator new", "operator new"),
+    ("(anonymous namespace)::f(int)", "(anonymous namespace)::f", "(anonymous namespace)::f"),
+    ("<shop::Till<i64> as shop::Adds<i64>>::add",) * 2 + ("shop::Till::add",),
+    ("<[u8]>::copy_within::<usize>", "<[u8]>::copy_within::<usize>", "[u8]::copy_within"),
+    ("shop::generic::<[u16; 3], fn(&str) -> !>", "shop::generic::<[u16; 3], fn(&str) -> !>", "shop::generic"),
+    ("<<A as B>::C as D>::f", "<<A as B>::C as D>::f", "A::C::f"),
+    ("shop::main::{closure#0}", "shop::main::{closure#0}", "shop::main::{closure#0}"),
+]
+
+
+@pytest.mark.parametrize("name, without_parameters, short", PLAIN)
+def test_names_as_users_write_them(name: str, without_parameters: str, short: str) -> None:
+    assert plain(name) == without_parameters
+    assert without_arguments(without_parameters) == short
+
+
+def test_names_that_are_made_to_take_long() -> None:
+    """Each part refers back to the one before, twice: read in full they would fill the memory."""
+    name = "_RIC1a" + "".join(f"TB{'0123456789abcdefghijklmnopqrstuvwxyz'[n]}_B_E" for n in range(30)) + "E"
+    assert demangle(name) == name
+    assert demangle("_R" + "I" * 5000 + "C1a") == "_R" + "I" * 5000 + "C1a"
 
 
 def test_functions_are_those_that_nm_lists(work: Path) -> None:

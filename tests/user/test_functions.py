@@ -216,6 +216,32 @@ def test_names_of_another_language(tmp_path: Path) -> None:
     assert run(script, program).lines == ["shop::Till::add(long)\t6", "shop::Till::add(long)\t4"]
 
 
+def test_names_of_rust(tmp_path: Path) -> None:
+    """By the symbols that its compilers give functions, of now and of before 2025."""
+    text = """
+    #define KEPT(symbol) __attribute__((noinline)) long symbol
+    KEPT(add)(long n) __asm__("_RNvXNtC4shop4tillINtB2_4TillxEINtB2_4AddsxE3add");
+    KEPT(show)(long n) __asm__("_ZN4shop4till13Till$LT$T$GT$4show17h0123456789abcdefE");
+    KEPT(add)(long n) { asm volatile("" ::: "memory"); return n + 1; }
+    KEPT(show)(long n) { asm volatile("" ::: "memory"); return n + 2; }
+    int main() { for (int i = 0; i < 4; i++) show(add(i)); return 0; }
+    """
+    program = compiled(tmp_path / "shop", text)
+    script = f"""
+    trace probe:{program}:shop::till::Till::add {{ n[probename] += arg1 }}
+    trace "probe:{program}:<shop::till::Till<i64> as shop::till::Adds<i64>>::add%return" {{ n["returned"] += retval }}
+    trace probe:{program}:shop::till::* {{ m[probename] += 1 }}
+    trace "probe:{program}:shop::till::Till<T>::show n=%di" {{ n["fetched"] += args.n }}
+    trace_end {{ for (k, v in sort_pairs(n)) {{ print(k, v) }} for (k, v in sort_pairs(m)) {{ print(k, v) }} }}
+    """
+    if os.uname().machine != "x86_64":
+        script = script.replace("%di", "%x0")
+    added, shown = "<shop::till::Till<i64> as shop::till::Adds<i64>>::add", "shop::till::Till<T>::show"
+    wanted = [f"{added}\t6", "fetched\t10", "returned\t10", f"{added}\t4", f"{shown}\t4"]
+    assert run(script, program).lines == wanted
+    assert "did you mean `shop::till::Till::add`?" in message(f"trace probe:{program}:shop::till::Till::ad {{ }}")
+
+
 def test_stacks_name_the_functions(work: Path, ktap: Ktap) -> None:
     script = f"var n = 0 trace probe:{work}:leaf {{ n += 1  if (n == 3) {{ print(ustack(2)) exit() }} }}"
     done = ktap("-q", "-e", script, "--", str(work), "1", "wait")
