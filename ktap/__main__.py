@@ -1,6 +1,6 @@
 """`python3 -m ktap` is the ktap command."""
 
-from ktap.cli import start
+from ktap.launch import start
 
 if __name__ == "__main__":
     start()

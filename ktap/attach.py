@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from compiler.bpf import Code, KernelVariable, MapFd, link
 from ktap import kernel, libbcc
@@ -37,7 +37,7 @@ from ktap.code_cache import compiled
 from ktap.fetched import STACK_RECORD_BYTES
 from ktap.filling import PREEMPT_COUNT, PREEMPT_OFFSET
 from ktap.glob import TEXT_VALUE_BYTES
-from ktap.open_files import SPARE_FILES, allow_files
+from ktap.objects import Objects, Value
 from ktap.plan import Captured, is_plain, reads_to
 from ktap.predicate import needs_text
 from ktap.transport import Buffer
@@ -56,12 +56,13 @@ DETACH_NS = 73_000_000
 """What closing one perf tracepoint event takes."""
 SLOW_DETACH = 20
 """So many of them are worth a word."""
-"""Files that the process may want besides."""
+ALWAYS_ALLOWED = 512
+"""So many files any process may have open."""
 
 REFUSALS = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP, errno.EEXIST)
 """What the kernel says of one event that it does not trace; anything else is about all of them."""
 
-Values = Dict[str, Union[int, MapFd, KernelVariable]]
+Values = Dict[str, Value]
 
 
 class Program(NamedTuple):
@@ -103,7 +104,8 @@ class Skipped(NamedTuple):
 class Attachment:
     """Programs and what they are attached to. `losses` is a map: number of an event to how many were lost."""
 
-    def __init__(self, buffer: Buffer, options: Options, events: int) -> None:
+    def __init__(self, buffer: Buffer, options: Options, events: int, objects: Objects) -> None:
+        self._objects = objects
         self._buffer = buffer
         self._options = options
         self._maps: List[int] = []
@@ -127,7 +129,8 @@ class Attachment:
         Raises OSError where nothing can be attached at all, and Refused for a lowered handler that the kernel does not
         take; then nothing is attached.
         """
-        allow_files(2 * len(numbered) + SPARE_FILES)
+        if 2 * len(numbered) > ALWAYS_ALLOWED:
+            self._objects.files(2 * len(numbered))
         self._verify([(number, event) for number, event in numbered if event.case.bodies])
         return self._all(numbered)
 
@@ -176,7 +179,8 @@ class Attachment:
         self._events, self.programs, self._maps = [], [], []
 
     def _map(self, kind: int, name: str, value_bytes: int, entries: int) -> int:
-        fd = kernel.create_map(kind, name, 4, value_bytes, entries)
+        make = self._objects.map if self._verified is None else kernel.create_map
+        fd = make(kind, name, 4, value_bytes, entries)
         self._maps.append(fd)
         return fd
 
@@ -220,13 +224,19 @@ class Attachment:
         if self._verified is not None and lowering is not None:
             if f"{kind} {key}" not in self._verified:
                 self._verified.add(f"{kind} {key}")
-                lowering.check(cases, lambda: check(kind, link(made.code, values), attach_type))
+                if not self._objects.taking:
+                    lowering.check(cases, lambda: check(kind, link(made.code, values), attach_type))
             return -1
-        instructions = link(made.code, values)
-        if attach_type or made.code.kept:
-            fd = kernel.load(kind, instructions, name=name, attach_type=attach_type, function=function)
-        else:
-            fd = libbcc.load_program(kind, name, instructions)
+
+        if function:
+            self._objects.unfit()
+
+        def load(instructions: bytes) -> int:
+            if attach_type or made.code.kept:
+                return kernel.load(kind, instructions, name=name, attach_type=attach_type, function=function)
+            return libbcc.load_program(kind, name, instructions)
+
+        fd = self._objects.program(kind, name, made.code, values, attach_type, load)
         self.programs.append(Program(label, fd, made))
         return fd
 
@@ -245,22 +255,23 @@ class Attachment:
                 cases.append(event.case)
             identity = event.wanted.format.id if event.wanted.format is not None else 0
             entry = wanted_entry(number, cases.index(event.case), identity)
-            kernel.update(wanted, struct.pack("=I", event.wanted.number), struct.pack("=Q", entry))
+            update = self._objects.update if self._verified is None else kernel.update
+            update(wanted, struct.pack("=I", event.wanted.number), struct.pack("=Q", entry))
         values: Values = {"wanted": MapFd(wanted)}
         if any(case.late for case in cases):
             values["unread"] = MapFd(self._map(kernel.LRU_HASH, "ktap_unread", UNREAD_BYTES, MOST_UNREAD))
             back = self._program(kernel.RAW_TRACEPOINT, RETURN, "sys_exit", tuple(cases), values)
-            self._hang(lambda: kernel.attach_raw_tracepoint(back, "sys_exit"))
+            self._hang(lambda: self._objects.raw_tracepoint(back, "sys_exit"))
         name = "sys_enter" if context == SYSCALL_ENTER else "sys_exit"
         fd = self._program(kernel.RAW_TRACEPOINT, context, name, tuple(cases), values)
-        self._hang(lambda: kernel.attach_raw_tracepoint(fd, name))
+        self._hang(lambda: self._objects.raw_tracepoint(fd, name))
 
     def _raw(self, number: int, event: Captured) -> None:
         self._raw_program(RAW, number, event)
 
     def _raw_program(self, context: str, number: int, event: Captured) -> None:
         fd = self._program(kernel.RAW_TRACEPOINT, context, event.wanted.name, (event.case,), _numbers(number, event))
-        self._hang(lambda: kernel.attach_raw_tracepoint(fd, event.wanted.name))
+        self._hang(lambda: self._objects.raw_tracepoint(fd, event.wanted.name))
 
     def _tracepoint(self, number: int, event: Captured) -> None:
         """As a raw tracepoint if there is one of that name, where nothing looks at the record or it can be made."""
@@ -278,11 +289,12 @@ class Attachment:
         # its program runs on all processors, and also while the event itself counts nothing
         counter = kernel.Counter(kernel.TYPE_TRACEPOINT, identity, 1, flags=kernel.FLAG_DISABLED)
         cpu = kernel.online_cpus()[0]
-        self._hang(lambda: _held(kernel.open_perf_event(counter, cpu, what=event.wanted.label), fd))
+        self._hang(lambda: self._objects.perf_event(counter, cpu, fd, event.wanted.label, counting=False))
         self.perf_tracepoints += 1
 
     def _user(self, group: Sequence[Tuple[int, Captured]]) -> List[Skipped]:
         """One program for all places of a file that are captured alike; those that the kernel did not take."""
+        self._objects.unfit()
         from ktap import uprobes
 
         wanted, case = group[0][1].wanted, group[0][1].case
@@ -336,6 +348,7 @@ class Attachment:
 
     def _calls(self, group: Sequence[Tuple[int, Captured]]) -> List[Skipped]:
         """One program for functions of the kernel that are captured alike; those that the kernel did not take."""
+        self._objects.unfit()
         from ktap import links
         from ktap.calls import CALL_RETURN
 
@@ -361,7 +374,7 @@ class Attachment:
         counter = kernel.Counter(kernel.TYPE_SOFTWARE, kernel.CPU_CLOCK, timer.period_ns)
         cpus = kernel.online_cpus() if self._options.cpu is None else (self._options.cpu,)
         for cpu in cpus:
-            self._hang(lambda number=cpu: _started(kernel.open_perf_event(counter, number), fd))  # type: ignore[misc]
+            self._hang(lambda cpu=cpu: self._objects.perf_event(counter, cpu, fd))  # type: ignore[misc]
 
     def _counter(self, number: int, event: Captured) -> None:
         """A perf event on every processor."""
@@ -369,7 +382,7 @@ class Attachment:
         assert counter is not None
         fd = self._program(kernel.PERF_EVENT, COUNTER, event.wanted.name, (event.case,), _numbers(number, event))
         for cpu in kernel.online_cpus() if self._options.cpu is None else (self._options.cpu,):
-            self._hang(lambda cpu=cpu: _started(kernel.open_perf_event(counter, cpu, what=event.wanted.label), fd))  # type: ignore[misc]
+            self._hang(lambda cpu=cpu: self._objects.perf_event(counter, cpu, fd, event.wanted.label))  # type: ignore[misc]
 
     def _hang(self, attach: Callable[[], int]) -> None:
         """Attach the program loaded last; it goes again when that fails."""
@@ -378,6 +391,7 @@ class Attachment:
         try:
             self._events.append(attach())
         except OSError:
+            self._objects.unfit()
             os.close(self.programs.pop().fd)
             raise
 
@@ -415,22 +429,6 @@ def raw_context(event: Captured, machine: str) -> Optional[str]:
 def _numbers(number: int, event: Captured) -> Values:
     identity = event.wanted.format.id if event.wanted.format is not None else 0
     return {"event": number, "event_id": identity}
-
-
-def _held(fd: int, program: int) -> int:
-    """A perf event that has a program."""
-    try:
-        kernel.set_program(fd, program)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _started(fd: int, program: int) -> int:
-    """The same, counting."""
-    kernel.enable(_held(fd, program))
-    return fd
 
 
 def layers(events: Sequence[Tuple[int, Captured]]) -> List[List[Tuple[int, Captured]]]:

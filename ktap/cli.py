@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Callable, NoReturn, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Optional, Sequence
 
 from ktap.options import ACTIONS, FLAGS, Options, limit_flags, parse, refuse
 from vm.diagnostic import Refusal, printable
@@ -26,11 +26,6 @@ FILE.kp may be - (standard input) or compiled. The script finds its arguments in
 SIZE and N take K, M and G. Exit status: 0, or what the script gives exit(); 1 error in the script
 or its output; 2 bad usage; 3 no privilege or kernel support; 4 loss under --fail-on-loss.
 """
-
-
-def start() -> NoReturn:
-    """What the `ktap` program is: `main`, and then no more of Python's own way out, a tenth of a short run."""
-    os._exit(main())
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

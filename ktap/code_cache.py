@@ -6,7 +6,7 @@ of the script, of its main chunk's constants, of the kernel's formats, of an opt
 either changes the text or does not matter. An entry is used when it holds the same text, and was made by
 the same back end (`compiler.bpf`); the kernel verifies what is loaded in any case.
 
-Entries lie among those of `ktap.cache`, which says how they are kept safe. Layout, little-endian: magic,
+Entries lie among those of `ktap.cache_files`, which says how they are kept safe. Layout, little-endian: magic,
 CRC-32 of the rest, lengths (I) of what follows: what made it, the IR, the code (compiler.backend.pack).
 """
 
@@ -20,7 +20,8 @@ from typing import Optional
 
 from compiler import backend, bpf
 from compiler.bpf import Code
-from ktap import __version__, cache
+from ktap import __version__
+from ktap.cache_files import CODE_SUFFIX, fetch, store
 
 MAGIC = b"ktapcode"
 HEAD = struct.Struct("<8sI3I")
@@ -41,7 +42,7 @@ def compiled(ir: str, cpu: str) -> Code:
 def find(text: bytes) -> Optional[Code]:
     """What was kept for a text, None where there is nothing or it is damaged."""
     with suppress(OSError, ValueError, struct.error):
-        data = cache.fetch(_entry(text))
+        data = fetch(_entry(text))
         magic, checksum, *lengths = HEAD.unpack_from(data)
         if magic != MAGIC or crc32(data[CHECKED_FROM:]) != checksum or len(data) != HEAD.size + sum(lengths):
             return None
@@ -62,11 +63,11 @@ def keep(text: bytes, code: Code) -> None:
         parts = (_made_by(), text, backend.pack(code))
         lengths = struct.pack("<3I", *map(len, parts))
         body = b"".join((lengths, *parts))
-        cache.store(_entry(text), MAGIC + struct.pack("<I", crc32(body)) + body)
+        store(_entry(text), MAGIC + struct.pack("<I", crc32(body)) + body)
 
 
 def _entry(text: bytes) -> str:
-    return f"{crc32(text):08x}{len(text):08x}{cache.CODE_SUFFIX}"
+    return f"{crc32(text):08x}{len(text):08x}{CODE_SUFFIX}"
 
 
 def _made_by() -> bytes:

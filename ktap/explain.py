@@ -33,6 +33,7 @@ from ktap.captured import KERNEL_STACK, MEMBER, READ, RECORD, USER_STACK
 from ktap.layout import Layout
 from ktap.live import LiveSource, detach_s
 from ktap.lowered import Lowering
+from ktap.objects import Objects
 from ktap.options import Options
 from ktap.plan import Captured
 from ktap.settings import buffer_bytes, power_of_two
@@ -135,7 +136,7 @@ def survey(machine: Machine, source: LiveSource, cpus: int, buffer: str, notices
             unchecked = refusal.diagnostics[0].message
         if unchecked is not None and source.events:
             if lowering.plan is not None and lowering.plan.kernel and lowering.tables is None:
-                lowering.prepare(2 * len(source.events))
+                lowering.prepare(2 * len(source.events), Objects())
             programs = list(made_on_paper(source, lowering))
     for loaded in source.programs:
         programs.append(Loaded(loaded.label, loaded.made.spec.context, loaded.made.ir, loaded.made.code, True))

@@ -1,7 +1,6 @@
-"""The kernel's tracing interfaces as typed functions: bpf(2), perf_event_open(2).
+"""The kernel's tracing interfaces as typed functions: those of ktap.bpf, and what is made of them.
 
-Everything here is a file descriptor; what is attached goes when the descriptor is closed, so a process
-that ends, however it ends, leaves nothing behind. Sources: linux/bpf.h, linux/perf_event.h.
+What the kernel has is asked for by trying it. Sources: linux/bpf.h, linux/perf_event.h.
 """
 
 from __future__ import annotations
@@ -11,43 +10,63 @@ import errno
 import os
 import re
 import struct
-from contextlib import suppress
 from functools import cache
 from typing import Iterator, NamedTuple, Optional
 
-BPF_CALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
-PERF_CALL = {"x86_64": 298, "aarch64": 241, "riscv64": 241, "ppc64le": 319, "s390x": 331}
-
-# commands of bpf(2)
-MAP_CREATE = 0
-MAP_FREEZE, MAP_LOOKUP_BATCH, MAP_TAKE_BATCH = 22, 24, 25
-MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY, PROGRAM_LOAD = 1, 2, 3, 4, 5
-TEST_RUN, PROGRAM_NEXT_ID, MAP_NEXT_ID, INFO_BY_FD, RAW_TRACEPOINT_OPEN = 10, 11, 12, 15, 17
-LINK_CREATE, LINK_NEXT_ID = 28, 31
-
-# kinds of maps
-HASH, ARRAY, PERF_EVENT_ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, RINGBUF = 1, 2, 4, 5, 6, 9, 27
-ARRAY_OF_MAPS = 12
-BATCH_ENTRIES = 4096
-NO_PREALLOCATION = 1
-NAME_BYTES = 15
-"""Of a map or a program."""
-
-# kinds of programs
-KPROBE, TRACEPOINT, PERF_EVENT, RAW_TRACEPOINT = 2, 5, 7, 17
-
-# perf events
-TYPE_SOFTWARE, TYPE_TRACEPOINT = 1, 2
-CPU_CLOCK, BPF_OUTPUT = 0, 10
-SAMPLE_RAW, SAMPLE_TIME = 1 << 10, 1 << 2
-FLAG_DISABLED, FLAG_FREQUENCY, FLAG_WATERMARK = 1 << 0, 1 << 10, 1 << 14
-FLAG_EXCLUDE_KERNEL = 1 << 5
-IOC_ENABLE, IOC_DISABLE, IOC_SET_BPF = 0x2400, 0x2401, 0x40042408
-OPEN_CLOEXEC = 8
-ATTRIBUTE_BYTES = 136
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+from ktap.bpf import ARRAY as ARRAY
+from ktap.bpf import ARRAY_OF_MAPS as ARRAY_OF_MAPS
+from ktap.bpf import ATTRIBUTE_BYTES as ATTRIBUTE_BYTES
+from ktap.bpf import BATCH_ENTRIES as BATCH_ENTRIES
+from ktap.bpf import BPF_OUTPUT as BPF_OUTPUT
+from ktap.bpf import CPU_CLOCK as CPU_CLOCK
+from ktap.bpf import FLAG_DISABLED as FLAG_DISABLED
+from ktap.bpf import FLAG_EXCLUDE_KERNEL as FLAG_EXCLUDE_KERNEL
+from ktap.bpf import FLAG_FREQUENCY as FLAG_FREQUENCY
+from ktap.bpf import FLAG_WATERMARK as FLAG_WATERMARK
+from ktap.bpf import HASH as HASH
+from ktap.bpf import INFO_BY_FD as INFO_BY_FD
+from ktap.bpf import IOC_DISABLE as IOC_DISABLE
+from ktap.bpf import IOC_ENABLE as IOC_ENABLE
+from ktap.bpf import IOC_SET_BPF as IOC_SET_BPF
+from ktap.bpf import KPROBE as KPROBE
+from ktap.bpf import LINK_CREATE as LINK_CREATE
+from ktap.bpf import LINK_NEXT_ID as LINK_NEXT_ID
+from ktap.bpf import LRU_HASH as LRU_HASH
+from ktap.bpf import MAP_DELETE as MAP_DELETE
+from ktap.bpf import MAP_FREEZE as MAP_FREEZE
+from ktap.bpf import MAP_LOOKUP as MAP_LOOKUP
+from ktap.bpf import MAP_LOOKUP_BATCH as MAP_LOOKUP_BATCH
+from ktap.bpf import MAP_NEXT_ID as MAP_NEXT_ID
+from ktap.bpf import MAP_NEXT_KEY as MAP_NEXT_KEY
+from ktap.bpf import MAP_TAKE_BATCH as MAP_TAKE_BATCH
+from ktap.bpf import NAME_BYTES as NAME_BYTES
+from ktap.bpf import NO_PREALLOCATION as NO_PREALLOCATION
+from ktap.bpf import PERCPU_ARRAY as PERCPU_ARRAY
+from ktap.bpf import PERCPU_HASH as PERCPU_HASH
+from ktap.bpf import PERF_EVENT as PERF_EVENT
+from ktap.bpf import PERF_EVENT_ARRAY as PERF_EVENT_ARRAY
+from ktap.bpf import PROGRAM_NEXT_ID as PROGRAM_NEXT_ID
+from ktap.bpf import RAW_TRACEPOINT as RAW_TRACEPOINT
+from ktap.bpf import RAW_TRACEPOINT_OPEN as RAW_TRACEPOINT_OPEN
+from ktap.bpf import RINGBUF as RINGBUF
+from ktap.bpf import SAMPLE_RAW as SAMPLE_RAW
+from ktap.bpf import SAMPLE_TIME as SAMPLE_TIME
+from ktap.bpf import TEST_RUN as TEST_RUN
+from ktap.bpf import TRACEPOINT as TRACEPOINT
+from ktap.bpf import TYPE_SOFTWARE as TYPE_SOFTWARE
+from ktap.bpf import TYPE_TRACEPOINT as TYPE_TRACEPOINT
+from ktap.bpf import address_of as address_of
+from ktap.bpf import attach_raw_tracepoint as attach_raw_tracepoint
+from ktap.bpf import attempt as attempt
+from ktap.bpf import bpf_call as bpf_call
+from ktap.bpf import create_map as create_map
+from ktap.bpf import create_map_of_maps as create_map_of_maps
+from ktap.bpf import enable as enable
+from ktap.bpf import load as load
+from ktap.bpf import open_attribute as open_attribute
+from ktap.bpf import run_at_perf_event as run_at_perf_event
+from ktap.bpf import set_program as set_program
+from ktap.bpf import update as update
 
 
 def remedy(error: OSError) -> Optional[str]:
@@ -63,54 +82,7 @@ def remedy(error: OSError) -> Optional[str]:
     return None
 
 
-def _architecture(table: dict[str, int], name: str) -> int:
-    number = table.get(os.uname().machine)
-    if number is None:
-        raise OSError(errno.ENOSYS, f"number of system call {name} is not known on {os.uname().machine}", name)
-    return number
-
-
-def _failed(what: str) -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number), what)
-
-
-def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
-    return ctypes.addressof(buffer)
-
-
-def bpf_call(command: int, attribute: bytes, what: str) -> tuple[int, bytes]:
-    """bpf(2): its result and the attribute as the kernel left it. Raises OSError."""
-    buffer = ctypes.create_string_buffer(attribute, len(attribute))
-    result = _libc.syscall(_architecture(BPF_CALL, "bpf"), command, buffer, len(attribute))
-    if result < 0:
-        raise _failed(what)
-    return result, buffer.raw
-
-
-def _counted(command: int, attribute: bytes, what: str) -> int:
-    """Make a map or a program. Kernels before 5.11 count both against RLIMIT_MEMLOCK, which is lifted where it may be."""
-    try:
-        return bpf_call(command, attribute, what)[0]
-    except PermissionError:
-        import resource
-
-        if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
-            raise
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    return bpf_call(command, attribute, what)[0]
-
-
 # -- maps ---------------------------------------------------------------------------------------
-
-
-def create_map(kind: int, name: str, key_bytes: int, value_bytes: int, entries: int, flags: int = 0) -> int:
-    """A new map's file descriptor. Raises OSError."""
-    attribute = struct.pack(
-        "=IIIIIII16s", kind, key_bytes, value_bytes, entries, flags, 0, 0, name.encode()[:NAME_BYTES]
-    )
-    return _counted(MAP_CREATE, attribute, f"map {name}")
 
 
 def lookup(fd: int, key: bytes, value_bytes: int) -> Optional[bytes]:
@@ -118,7 +90,7 @@ def lookup(fd: int, key: bytes, value_bytes: int) -> Optional[bytes]:
     key_buffer = ctypes.create_string_buffer(key, len(key))
     value = ctypes.create_string_buffer(value_bytes)
     try:
-        bpf_call(MAP_LOOKUP, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), _address(value), 0), "map lookup")
+        bpf_call(MAP_LOOKUP, struct.pack("=IIQQQ", fd, 0, address_of(key_buffer), address_of(value), 0), "map lookup")
     except OSError as error:
         if error.errno == errno.ENOENT:
             return None
@@ -126,17 +98,10 @@ def lookup(fd: int, key: bytes, value_bytes: int) -> Optional[bytes]:
     return value.raw
 
 
-def update(fd: int, key: bytes, value: bytes) -> None:
-    """Set the value under a key."""
-    key_buffer = ctypes.create_string_buffer(key, len(key))
-    buffer = ctypes.create_string_buffer(value, len(value))
-    bpf_call(MAP_UPDATE, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), _address(buffer), 0), "map update")
-
-
 def delete(fd: int, key: bytes) -> None:
     """Remove a key."""
     key_buffer = ctypes.create_string_buffer(key, len(key))
-    bpf_call(MAP_DELETE, struct.pack("=IIQQQ", fd, 0, _address(key_buffer), 0, 0), "map delete")
+    bpf_call(MAP_DELETE, struct.pack("=IIQQQ", fd, 0, address_of(key_buffer), 0, 0), "map delete")
 
 
 def freeze(fd: int) -> None:
@@ -149,23 +114,15 @@ def keys(fd: int, key_bytes: int) -> Iterator[bytes]:
     following = ctypes.create_string_buffer(key_bytes)
     current: Optional[ctypes.Array[ctypes.c_char]] = None
     while True:
-        start = _address(current) if current is not None else 0
+        start = address_of(current) if current is not None else 0
         try:
-            bpf_call(MAP_NEXT_KEY, struct.pack("=IIQQQ", fd, 0, start, _address(following), 0), "map next key")
+            bpf_call(MAP_NEXT_KEY, struct.pack("=IIQQQ", fd, 0, start, address_of(following), 0), "map next key")
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return
             raise
         yield following.raw
         current = ctypes.create_string_buffer(following.raw, key_bytes)
-
-
-def create_map_of_maps(name: str, inner: int) -> int:
-    """An array of one map; `inner` is a map of the kind it holds, and what it holds at first. Raises OSError."""
-    attribute = struct.pack("=IIIIII I16s", ARRAY_OF_MAPS, 4, 4, 1, 0, inner, 0, name.encode()[:15])
-    outer, _ = bpf_call(MAP_CREATE, attribute, f"map {name}")
-    update(outer, bytes(4), struct.pack("=I", inner))
-    return outer
 
 
 def take_all(fd: int, key_bytes: int, value_bytes: int, remove: bool) -> Iterator[tuple[bytes, bytes]]:
@@ -180,19 +137,18 @@ def take_all(fd: int, key_bytes: int, value_bytes: int, remove: bool) -> Iterato
     while True:
         found_keys = ctypes.create_string_buffer(count * key_bytes)
         values = ctypes.create_string_buffer(count * value_bytes)
-        begin = 0 if first else _address(position)
+        begin = 0 if first else address_of(position)
         attribute = struct.pack(
-            "=QQQQIIQQ", begin, _address(following), _address(found_keys), _address(values), count, fd, 0, 0
+            "=QQQQIIQQ", begin, address_of(following), address_of(found_keys), address_of(values), count, fd, 0, 0
         )
-        buffer = ctypes.create_string_buffer(attribute, len(attribute))
-        result = _libc.syscall(_architecture(BPF_CALL, "bpf"), command, buffer, len(attribute))
-        error = ctypes.get_errno() if result < 0 else 0
+        result, left = attempt(command, attribute)
+        error = max(0, -result)
         if error == errno.ENOSPC:  # one bucket holds more than a batch
             count *= 2
             continue
         if error not in (0, errno.ENOENT):
-            raise _failed("map batch")
-        (got,) = struct.unpack_from("=I", buffer.raw, 32)
+            raise OSError(error, os.strerror(error), "map batch")
+        (got,) = struct.unpack_from("=I", left, 32)
         all_keys, all_values = found_keys.raw, values.raw
         for number in range(got):
             key = all_keys[number * key_bytes : (number + 1) * key_bytes]
@@ -203,44 +159,6 @@ def take_all(fd: int, key_bytes: int, value_bytes: int, remove: bool) -> Iterato
 
 
 # -- programs -----------------------------------------------------------------------------------
-
-
-def load(
-    kind: int,
-    instructions: bytes,
-    log_bytes: int = 0,
-    flags: int = 0,
-    name: str = "ktap",
-    attach_type: int = 0,
-    function: int = 0,
-) -> int:
-    """Load a program with bpf(2) alone. Raises OSError, with the verifier's log as `strerror` where one is asked for.
-
-    `attach_type` is how it will be attached, where its kind leaves that open; `function` the one it is for, by its id in
-    BTF.
-    """
-    code = ctypes.create_string_buffer(instructions, len(instructions))
-    license_text = ctypes.create_string_buffer(b"GPL")
-    log = ctypes.create_string_buffer(log_bytes or 1)
-    attribute = struct.pack(
-        "=IIQQIIQII16s",
-        kind,
-        len(instructions) // 8,
-        _address(code),
-        _address(license_text),
-        1 if log_bytes else 0,
-        log_bytes,
-        _address(log) if log_bytes else 0,
-        0,
-        flags,
-        name.encode()[:NAME_BYTES],
-    )
-    if attach_type:
-        attribute += struct.pack("=IIIIQIIQIII", 0, attach_type, 0, 0, 0, 0, 0, 0, 0, function, 0)
-    try:
-        return _counted(PROGRAM_LOAD, attribute, "program load")
-    except OSError as error:
-        raise OSError(error.errno, log.value.decode(errors="replace") or error.strerror, "program load") from error
 
 
 def loads(kind: int, instructions: bytes) -> bool:
@@ -316,12 +234,6 @@ def calls(*helpers: int) -> bytes:
     return b"".join(struct.pack("<BBhi", 0x85, 0, 0, h) for h in helpers) + EXIT
 
 
-def attach_raw_tracepoint(program: int, name: str) -> int:
-    """Attach a raw tracepoint program; detached when the descriptor is closed. Raises OSError."""
-    text = ctypes.create_string_buffer(name.encode())
-    return bpf_call(RAW_TRACEPOINT_OPEN, struct.pack("=QII", _address(text), program, 0), f"raw tracepoint {name}")[0]
-
-
 def create_link(attribute: bytes, what: str) -> int:
     """Attach a program by a link (BPF_LINK_CREATE); detached when the descriptor is closed. Raises OSError."""
     return bpf_call(LINK_CREATE, attribute, what)[0]
@@ -330,7 +242,9 @@ def create_link(attribute: bytes, what: str) -> int:
 def test_run(program: int, context: bytes) -> int:
     """What a raw tracepoint program returns for a made-up context (BPF_PROG_TEST_RUN)."""
     buffer = ctypes.create_string_buffer(context, len(context))
-    attribute = struct.pack("=IIIIQQIIIIQQII", program, 0, 0, 0, 0, 0, 0, 0, len(context), 0, _address(buffer), 0, 0, 0)
+    attribute = struct.pack(
+        "=IIIIQQIIIIQQII", program, 0, 0, 0, 0, 0, 0, 0, len(context), 0, address_of(buffer), 0, 0, 0
+    )
     result: int = struct.unpack_from("=I", bpf_call(TEST_RUN, attribute, "test run")[1], 4)[0]
     return result
 
@@ -347,7 +261,7 @@ class ProgramInfo(NamedTuple):
 def program_info(fd: int) -> ProgramInfo:
     """Id, name and misses (`recursion_misses`, Linux 5.12; 0 before)."""
     info = ctypes.create_string_buffer(232)
-    bpf_call(INFO_BY_FD, struct.pack("=IIQ", fd, len(info), _address(info)), "program info")
+    bpf_call(INFO_BY_FD, struct.pack("=IIQ", fd, len(info), address_of(info)), "program info")
     number = struct.unpack_from("=I", info.raw, 4)[0]
     name = info.raw[64:80].split(b"\0")[0].decode()
     return ProgramInfo(number, name, struct.unpack_from("=Q", info.raw, 208)[0])
@@ -390,49 +304,18 @@ class Counter(NamedTuple):
     clock: int = 0
     """What records are stamped with, where FLAG_CLOCK says that it is to be chosen."""
 
+    @property
+    def attribute(self) -> bytes:
+        """The perf_event_attr."""
+        head = (self.type, ATTRIBUTE_BYTES, self.config, self.period, self.sample_type, 0, self.flags, self.wakeup)
+        tail = (self.breakpoint, self.config1, self.config2, self.clock)
+        packed = struct.pack("=IIQQQQQIIQQ20xI", *head, *tail)
+        return packed.ljust(ATTRIBUTE_BYTES, b"\0")
+
 
 def open_perf_event(counter: Counter, cpu: int, pid: int = -1, what: str = "perf event") -> int:
     """perf_event_open(2), close-on-exec. Raises OSError."""
-    attribute = struct.pack(
-        "=IIQQQQQIIQQ20xI",
-        counter.type,
-        ATTRIBUTE_BYTES,
-        counter.config,
-        counter.period,
-        counter.sample_type,
-        0,
-        counter.flags,
-        counter.wakeup,
-        counter.breakpoint,
-        counter.config1,
-        counter.config2,
-        counter.clock,
-    ).ljust(ATTRIBUTE_BYTES, b"\0")
-    return open_attribute(attribute, cpu, pid, what)
-
-
-def open_attribute(attribute: bytes, cpu: int, pid: int, what: str) -> int:
-    """perf_event_open(2) with a whole struct perf_event_attr. Raises OSError."""
-    buffer = ctypes.create_string_buffer(attribute.ljust(ATTRIBUTE_BYTES, b"\0"), ATTRIBUTE_BYTES)
-    number = _architecture(PERF_CALL, "perf_event_open")
-    fd: int = _libc.syscall(number, buffer, pid, cpu, -1, OPEN_CLOEXEC)
-    if fd < 0:
-        raise _failed(what)
-    return fd
-
-
-def set_program(event: int, program: int) -> None:
-    """Run a program at each event of a perf event. Raises OSError."""
-    import fcntl
-
-    fcntl.ioctl(event, IOC_SET_BPF, program)
-
-
-def enable(event: int) -> None:
-    """Let a perf event count."""
-    import fcntl
-
-    fcntl.ioctl(event, IOC_ENABLE, 0)
+    return open_attribute(counter.attribute, cpu, pid, what)
 
 
 # -- the machine --------------------------------------------------------------------------------

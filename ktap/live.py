@@ -27,6 +27,7 @@ from ktap.follow import Follower
 from ktap.late import Late, Places
 from ktap.layout import Layout
 from ktap.needs import Needs, needs
+from ktap.objects import Keep, Objects, Stale
 from ktap.plan import Captured, Wanted, captured, probes_of
 from ktap.resolve import Kernel, Resolver
 from ktap.settings import UNNAMED, Helpers, Options, Say, buffer_bytes, power_of_two, refusal
@@ -60,8 +61,10 @@ class LiveSource:
         where: Kernel,
         say: Say,
         lowering: Optional[Lowering] = None,
+        keep: Optional[Keep] = None,
     ) -> None:
-        """`lowering` may choose handlers that run in the kernel; without it all run in the VM."""
+        """`lowering` may choose handlers that run in the kernel; without it all run in the VM. `keep`: see Objects."""
+        self._objects = Objects(keep)
         self.lowering = self._lowering = lowering
         """What chose the handlers that run in the kernel; `_lowering` is None again where it chose none."""
         self._program = program
@@ -106,14 +109,16 @@ class LiveSource:
             self._helpers.spaces.watch(self._options.pids)
         try:
             while not self._tried(probes, found, demands, symbols):
-                pass
+                self._objects.restart()
         finally:
             backend.finish()
 
     def _tried(
         self, probes: Sequence[Probe], found: List[Wanted], demands: Dict[int, Demand], symbols: Dict[str, int]
     ) -> bool:
-        """Make events live; False where the kernel did not take a handler, which then stays in the VM."""
+        """Make events live; False where the kernel did not take a handler, which then stays in the VM, or where what was
+        made early is something else.
+        """
         if self._lowering is not None:
             found = self._lower(probes, found, demands)
         else:
@@ -123,6 +128,8 @@ class LiveSource:
         except Refused as refused:
             assert self._lowering is not None
             self._lowering.refuse(refused)
+            return False
+        except Stale:
             return False
         return True
 
@@ -164,7 +171,7 @@ class LiveSource:
         if not lowered:
             self._lowering = None
             return found
-        self._lowering.prepare(2 * len(found))
+        self._lowering.prepare(2 * len(found), self._objects)
         return [self._lowering.divided(event, lowered, demands) for event in found]
 
     def _symbols(self, demands: Dict[int, Demand]) -> Dict[str, int]:
@@ -199,13 +206,16 @@ class LiveSource:
             len(events),
             self._options.attaching,
         )
-        self._attachment = attach.Attachment(self._buffer, common, 2 * len(events))
+        self._attachment = attach.Attachment(self._buffer, common, 2 * len(events), self._objects)
         self.backends = self._attachment.backends
         skipped = self._attachment.attach(list(enumerate(events)))
         if self._lowering is not None:
             self._add_sites(events, bits)
         if len(skipped) == len(events):
             raise skipped[0].error
+        if skipped or self._options.pids or not self._options.attaching:
+            self._objects.unfit()
+        self._objects.finish()
         if skipped:
             first = skipped[0]
             self._say(
@@ -237,9 +247,22 @@ class LiveSource:
             )
         size_bytes = self._options.buffer_bytes
         if choice != "perf" and not (varies and not kernel.has_dynptr()) and (choice == "ring" or kernel.has_ring()):
-            return OnDemand("ring", lambda: ring_buffer(power_of_two(size_bytes or buffer_bytes(1))))
+            return OnDemand("ring", lambda: self._ring(power_of_two(size_bytes or buffer_bytes(1))))
         cpus = len(kernel.online_cpus())
-        return OnDemand("perf", lambda: perf_buffer(power_of_two(size_bytes or buffer_bytes(cpus))))
+        return OnDemand("perf", lambda: self._perf(power_of_two(size_bytes or buffer_bytes(cpus))))
+
+    def _ring(self, size_bytes: int) -> Buffer:
+        """One ring. Raises OSError."""
+        from ktap.ring_buffer import RingBuffer
+
+        return RingBuffer(size_bytes, self._objects)
+
+    def _perf(self, size_bytes: int) -> Buffer:
+        """A ring for each processor. Raises OSError."""
+        from ktap.perf_buffer import PerfBuffer
+
+        self._objects.unfit()
+        return PerfBuffer(size_bytes)
 
     def _add_sites(self, events: Sequence[Captured], bits: int) -> None:
         """Make known what handlers in the kernel send."""
@@ -358,20 +381,6 @@ class LiveSource:
 def without_interrupt(demand: Demand) -> Demand:
     """The same without in_interrupt."""
     return demand._replace(states=demand.states - {IN_INTERRUPT})
-
-
-def ring_buffer(size_bytes: int) -> Buffer:
-    """One ring. Raises OSError."""
-    from ktap.ring_buffer import RingBuffer
-
-    return RingBuffer(size_bytes)
-
-
-def perf_buffer(size_bytes: int) -> Buffer:
-    """A ring for each processor. Raises OSError."""
-    from ktap.perf_buffer import PerfBuffer
-
-    return PerfBuffer(size_bytes)
 
 
 def layouts_of(events: Sequence[Captured]) -> List[Optional[Layout]]:

@@ -7,7 +7,7 @@ rest with the builtin a handler outside would call.
     lowering = Lowering(machine)
     while True:
         kernel = lowering.choose(probes, wanted)
-        lowering.prepare(site_base)
+        lowering.prepare(site_base, objects)
         ...                               # programs are made with lowering.emit
         except Refused as refused:        # by emit, or by the kernel's verifier
             lowering.refuse(refused)      # that handler stays in the VM: choose again
@@ -33,6 +33,7 @@ from ktap.capture import SYSCALL_ENTER, Body, Case, Frame
 from ktap.captured import Plumbing
 from ktap.demand import Demand
 from ktap.demand import join as joined
+from ktap.objects import Objects
 from ktap.plan import Wanted, enters
 from ktap.predicate import reads_process
 from ktap.sites import Outside, outside, site_layout
@@ -233,8 +234,8 @@ class Lowering:
 
     # -- making -------------------------------------------------------------------------------
 
-    def prepare(self, site_base: int) -> None:
-        """Make the maps. Raises OSError."""
+    def prepare(self, site_base: int, objects: Objects) -> None:
+        """Say what maps there will be; `objects` makes them when a program first refers to them."""
         assert self.plan is not None
         plan = self.plan
         self.site_base = site_base
@@ -247,6 +248,7 @@ class Lowering:
             Variables(self._value_of, self._set_value),
             lambda number: self.names[number],
             self._plumbing,
+            objects,
         )
         nested = {self.tables.names[identity] for identity, home in plan.tables.items() if home.nested}
         nested |= {SAMPLES if v.home == AGGREGATION else SUMS for v in plan.variables.values() if v.nested}

@@ -18,6 +18,7 @@ from typing import List, Optional, Sequence, Tuple
 
 from ktap import kernel
 from ktap.layout import Layout, Values
+from ktap.objects import Objects
 from ktap.transport import POINT_OFFSET, Drained, Shape, shape, striding
 
 BUSY, DISCARDED = 1 << 31, 1 << 30
@@ -31,9 +32,9 @@ class RingBuffer:
 
     name = "ring"
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, objects: Objects) -> None:
         page = mmap.PAGESIZE
-        self.fd = kernel.create_map(kernel.RINGBUF, "ktap_ring", 0, 0, size_bytes)
+        self.fd = objects.map(kernel.RINGBUF, "ktap_ring", 0, 0, size_bytes)
         self._consumer_page = mmap.mmap(self.fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._producer_pages = mmap.mmap(self.fd, page + 2 * size_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
         self._mask = size_bytes - 1

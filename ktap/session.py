@@ -10,6 +10,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Optional, Sequence
 
+from ktap import early
 from ktap.child import Child
 from ktap.cli import describe, failure_text, tell
 from ktap.options import Options, refuse
@@ -216,6 +217,9 @@ def trace(machine: Machine, output: Output, child: Optional[Child], options: Opt
     def begin() -> None:
         if options.verbose:
             notice(f"probes are live after {(time.monotonic_ns() - started_ns) // 1_000_000} ms")
+            since_ns = early.live_ns()
+            if since_ns is not None:
+                notice(f"events count since {(time.monotonic_ns() - since_ns) // 1_000_000} ms: this has run before")
         if not options.quiet and options.replay is None:
             tell("Tracing... Hit Ctrl-C to end.")
         if child is not None:
@@ -223,8 +227,10 @@ def trace(machine: Machine, output: Output, child: Optional[Child], options: Opt
 
     sourced = options.replay is not None or asks_for_events(machine.program)
     source = source_of(machine, child, options) if sourced else None
+    early.drop()  # it was for another run than this one
     ended = child.ended if child is not None else None
-    run = Run(machine, source, RunOptions(options.duration_ns, options.replay is None, begin, ended), report)
+    settings = RunOptions(options.duration_ns, options.replay is None, begin, ended, early.live_ns)
+    run = Run(machine, source, settings, report)
     if options.record is not None and source is not None:
         from ktap.recorder import RecordingSource
 

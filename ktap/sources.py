@@ -6,13 +6,15 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING, Callable, Optional, Sequence, Tuple, Union, cast
 
-from ktap import settings, tracefs
+from ktap import early, settings, tracefs
 from ktap.btf import kernel_types
 from ktap.demand import Demand
 from ktap.event_format import EventFormat
 from ktap.fetched import GROUP, format_source_of
 from ktap.kernel import online_cpus
+from ktap.objects import Keep
 from ktap.options import Options, refuse
+from ktap.prelude import is_quick
 from ktap.resolve import Kernel
 from vm.machine import Machine
 from vm.values import Table
@@ -55,7 +57,7 @@ def live_source(
 
     parts = _parts(machine, options, child, also, attaching)
     lowering = None if options.record is not None else lowering_of(machine, options)
-    return LiveSource(machine.program, *parts, say, lowering)
+    return LiveSource(machine.program, *parts, say, lowering, keeper(machine, options, child))
 
 
 def machine_source(
@@ -114,6 +116,23 @@ def _parts(
         most_probes=machine.limits.probes,
     )
     return chosen, helpers, kernel
+
+
+def keeper(machine: Machine, options: Options, child: Optional[int]) -> Optional[Keep]:
+    """What keeps the kernel objects of a run for the next one to begin with; None for a run that takes its own way.
+
+    Events may count before the main chunk runs only where nobody could tell the difference; and what is told of a
+    process or is read from standard input is another thing each time.
+    """
+    own = options.action == "run" and options.record is None and not options.dry_run
+    script, source = options.script or "", machine.program.source
+    if not own or script == "-" or script.endswith(".kpc") or source is None:
+        return None
+    if options.pid is not None or child is not None or not is_quick(machine.program):
+        return None
+    if spaces_of(machine) is not None:  # processes are watched from before their first event
+        return None
+    return lambda steps: early.keep(script, source.encode("utf-8", "surrogateescape"), steps)
 
 
 NAMING = frozenset({b"ustack", b"usym"})

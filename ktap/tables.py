@@ -40,6 +40,7 @@ from compiler.lower.partition import AGGREGATION, CONSTANT, KEYED, SUM, Plan, Ta
 from compiler.lower.types import STACK_HEAD_BYTES, Type
 from ktap import kernel
 from ktap.captured import Plumbing, stack_of, with_caller
+from ktap.objects import Objects
 from vm.aggregate import Keeping, Stats
 from vm.histogram import steps
 from vm.memory import Account
@@ -103,10 +104,12 @@ class KernelTables:
         variables: Variables,
         name_of: NameOf,
         plumbing: Plumbing,
+        objects: Objects,
     ) -> None:
         """`account` has the limit of a table, and counts what did not fit; `drained` says that sums are taken out
-        while events fire.
+        while events fire; `objects` makes the maps.
         """
+        self._objects = objects
         self.plan = plan
         self.keeping = keeping
         self.account = account
@@ -161,7 +164,9 @@ class KernelTables:
         """Entries that the script's table has must not be what is dropped for want of room."""
         held = self.held[name]
         for key, _ in home.table.entries():
-            kernel.update(held.inner[0], pack_key(home.facts.key, key), bytes(rounded(held.value_bytes) * self.cpus))
+            self._objects.update(
+                held.inner[0], pack_key(home.facts.key, key), bytes(rounded(held.value_bytes) * self.cpus)
+            )
 
     def _fill(self, home: TableHome, name: str) -> None:
         """Put what the table holds after the main chunk into its map."""
@@ -169,7 +174,7 @@ class KernelTables:
         state = PRESENT[: self._state_bytes(home)]
         for key, value in home.table.entries():
             packed = state + pack_value(home.facts.value, value, held.value_bytes - len(state))
-            kernel.update(held.inner[0], pack_key(home.facts.key, key), packed)
+            self._objects.update(held.inner[0], pack_key(home.facts.key, key), packed)
 
     def _state_bytes(self, home: TableHome) -> int:
         """What lies before the values of a table."""
@@ -190,10 +195,10 @@ class KernelTables:
         flags = 0 if spec.preallocated else kernel.NO_PREALLOCATION
         kind, name = KINDS[spec.kind], f"ktap_{spec.name}"
         inner = [
-            kernel.create_map(kind, name, spec.key_bytes, spec.value_bytes, spec.entries, flags)
+            self._objects.map(kind, name, spec.key_bytes, spec.value_bytes, spec.entries, flags)
             for _ in range(1 + spec.swapped)
         ]
-        outer = kernel.create_map_of_maps(f"{name}s", inner[0]) if spec.swapped else None
+        outer = self._objects.map_of_maps(f"{name}s", inner[0]) if spec.swapped else None
         self.held[spec.name] = Held(outer, inner, spec.key_bytes, spec.value_bytes)
 
     @property

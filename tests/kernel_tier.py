@@ -41,6 +41,7 @@ from ktap import capture, kernel
 from ktap.capture import RAW, TRACEPOINT, Spec, capture_ir, scratch_bytes
 from ktap.glob import TEXT_VALUE_BYTES
 from ktap.lowered import Lowering
+from ktap.objects import Objects
 from ktap.plan import Captured, Wanted, captured
 from ktap.predicate import needs_text
 from ktap.ring_buffer import RingBuffer
@@ -236,7 +237,7 @@ class KernelSource(SyntheticSource):
             lowered = self.lowering.choose(self.probes, found)
         if not lowered:
             return True
-        self.lowering.prepare(len(found))
+        self.lowering.prepare(len(found), Objects())
         try:
             self.load([captured(self.lowering.divided(event, lowered, self.demands), self.symbols) for event in found])
         except Refused as refused:
@@ -268,7 +269,7 @@ class KernelSource(SyntheticSource):
     def load(self, events: list[Captured]) -> None:
         """Load the program of every event that handlers in the kernel are for."""
         self.events = events
-        self.ring = RingBuffer(RING_BYTES)
+        self.ring = RingBuffer(RING_BYTES, Objects())
         with patch.object(capture, "Writer", ContextWriter):
             for place, event in enumerate(events):
                 if event.wanted.bodies:

@@ -13,7 +13,7 @@ import os
 import struct
 import sys
 
-from ktap.kernel import BPF_CALL
+from ktap.bpf import BPF_CALL
 
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, FILTER_MODE = 38, 22, 2
 LOAD_WORD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06

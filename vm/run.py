@@ -47,6 +47,8 @@ class RunOptions(NamedTuple):
     """Starts the command that is traced; called when the probes are live."""
     finished: Optional[Callable[[], bool]] = None
     """True once that command has ended."""
+    live_ns: Callable[[], Optional[int]] = lambda: None
+    """When events began to count, where the source knows of a time before it had attached."""
 
 
 class Outcome(NamedTuple):
@@ -192,7 +194,7 @@ class Run:
     def trace(self, source: Source, ticks: Sequence[Probe]) -> None:
         """From attaching to the end of tracing."""
         source.attach(self.probes)
-        begin_ns = source.now_ns()
+        begin_ns = self.options.live_ns() or source.now_ns()
         schedule = Schedule(ticks, begin_ns)
         deadline_ns = None if self.options.duration_ns is None else begin_ns + self.options.duration_ns
         self.ended_ns = deadline_ns

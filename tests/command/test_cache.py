@@ -13,7 +13,7 @@ from typing import Iterator
 import pytest
 from assembler import program
 
-from ktap import cache
+from ktap import cache, cache_files
 from vm.image import assemble, sections
 from vm.program import Program
 
@@ -253,7 +253,7 @@ def test_a_full_disk(full_disk: None, directory: Path) -> None:
 
 
 def test_the_oldest_entries_go(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "MAX_ENTRIES", 8)
+    monkeypatch.setattr(cache_files, "MAX_ENTRIES", 8)
     for number in range(8):
         cache.keep(NAME, str(number), compiled(str(number)))
         newest = max(directory.iterdir(), key=lambda path: path.stat().st_mtime_ns)
@@ -264,7 +264,7 @@ def test_the_oldest_entries_go(directory: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_cache_does_not_grow_past_its_size(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "MAX_CACHE_BYTES", 100_000)
+    monkeypatch.setattr(cache_files, "MAX_CACHE_BYTES", 100_000)
     for number in range(40):
         text = f"# {number:019000}\n"
         cache.keep(NAME, text, compiled(text[:9]))
@@ -304,7 +304,7 @@ def test_what_a_killed_ktap_left_behind_goes(directory: Path) -> None:
 
 def _keep_and_find(worker: int) -> int:
     """Use a cache that only holds a few, and count what is found and wrong."""
-    cache.MAX_ENTRIES = 6
+    cache_files.MAX_ENTRIES = 6
     wrong = 0
     for round_ in range(60):
         text = str((round_ * 7 + worker) % 12)

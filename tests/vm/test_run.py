@@ -122,6 +122,14 @@ def test_points_that_come_later() -> None:
 # -- ticks ------------------------------------------------------------------------------------
 
 
+def test_time_begins_when_events_count() -> None:
+    """Which may be before the source had attached."""
+    source = Recorded([(at(2 * SECOND_NS), 2 * SECOND_NS), ([], 9 * SECOND_NS)], begin_ns=SECOND_NS)
+    options = RunOptions(duration_ns=3 * SECOND_NS, live=False, live_ns=lambda: SECOND_NS // 2)
+    text, _, _ = executed("tick-1s { print(nsecs) } trace_end { print('end') }  trace a:b { }", source, options)
+    assert text == "1500000000\n2500000000\n3500000000\nend\n"
+
+
 def test_ticks_stand_among_events_by_time() -> None:
     second = SECOND_NS
     source = Recorded([(at(5, second, second + 1), 2 * second - 1), (at(2 * second + 5), 4 * second)])
