@@ -25,7 +25,6 @@ from ktap.capture import (
     SYSCALL_ENTER,
     SYSCALL_EXIT,
     TRACEPOINT,
-    UNREAD_BYTES,
     USER_RETURN,
     Case,
     needs_record,
@@ -34,6 +33,7 @@ from ktap.capture import (
 )
 from ktap.captured import IN_INTERRUPT
 from ktap.code_cache import compiled
+from ktap.deferred import UNREAD_BYTES
 from ktap.fetched import STACK_RECORD_BYTES
 from ktap.filling import PREEMPT_COUNT, PREEMPT_OFFSET
 from ktap.glob import TEXT_VALUE_BYTES
@@ -114,6 +114,8 @@ class Attachment:
         self.perf_tracepoints = 0
         self.multi: List[Tuple[str, int]] = []
         """Links of many functions of the kernel, which count what they miss."""
+        self.unread: List[int] = []
+        """Maps of what handlers in the kernel have left to the return of system calls."""
         self.backends: Dict[str, str] = {}
         """How functions of the kernel are reached, by event."""
         self.programs: List[Program] = []
@@ -258,8 +260,13 @@ class Attachment:
             update = self._objects.update if self._verified is None else kernel.update
             update(wanted, struct.pack("=I", event.wanted.number), struct.pack("=Q", entry))
         values: Values = {"wanted": MapFd(wanted)}
-        if any(case.late for case in cases):
-            values["unread"] = MapFd(self._map(kernel.LRU_HASH, "ktap_unread", UNREAD_BYTES, MOST_UNREAD))
+        if any(case.returns for case in cases):
+            leaves = any(case.leaves for case in cases)
+            kind = kernel.HASH if leaves else kernel.LRU_HASH  # where nothing may be dropped, new ones find no room
+            unread = self._map(kind, "ktap_unread", UNREAD_BYTES, MOST_UNREAD)
+            if leaves and self._verified is None:
+                self.unread.append(unread)
+            values["unread"] = MapFd(unread)
             back = self._program(kernel.RAW_TRACEPOINT, RETURN, "sys_exit", tuple(cases), values)
             self._hang(lambda: self._objects.raw_tracepoint(back, "sys_exit"))
         name = "sys_enter" if context == SYSCALL_ENTER else "sys_exit"

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Callable, List, Mapping, NamedTuple, Optional, Tuple
 
 from compiler.ir import Writer
-from ktap import demand
+from ktap import deferred, demand
 from ktap.calls import CALL_CONTEXTS, TYPED_CONTEXTS, Called, typed_words
 from ktap.captured import READ, RECORD
 from ktap.event_format import EventFormat
@@ -42,10 +42,6 @@ PASSED_ON = 1
 """What programs on perf events of tracepoints return: for 0 the kernel keeps the event from all others who sample it."""
 RETURN = "return"
 """A system call returns: what its entry could not read is read now."""
-UNREAD_BYTES = 64
-"""A value of the map `unread`, by thread: the record of the system call's entry, its `wanted` entry in front."""
-CPU_OFFSET = 12
-"""In it: the processor of the entry, behind the number of the system call."""
 
 
 class Partial(NamedTuple):
@@ -98,11 +94,15 @@ class Body(NamedTuple):
     """Whether it does anything."""
     enters: bool = False
     """Whether a function of a process begins where it runs, and it looks at the process's stack."""
+    late: Tuple[demand.Read, ...] = ()
+    """Memory of the process that may be brought into RAM only while the system call runs."""
 
     @property
     def needs_record(self) -> bool:
         """Whether it looks at the raw record."""
-        return bool(self.accesses) or any(demand.looks_at_record(member.read) for _, member in self.members)
+        return bool(self.accesses or self.late) or any(
+            demand.looks_at_record(member.read) for _, member in self.members
+        )
 
 
 class Case(NamedTuple):
@@ -131,6 +131,16 @@ class Case(NamedTuple):
     """The function of the kernel that a typed program is for."""
     late_filters: bool = False
     """So are filters that could not be decided; until then the record is tentative, the highest bit of its point."""
+
+    @property
+    def leaves(self) -> bool:
+        """Whether handlers in the kernel may be left to the return of the system call."""
+        return any(body.late for body in self.bodies)
+
+    @property
+    def returns(self) -> bool:
+        """Whether there may be something to do at the return of the system call."""
+        return self.late or self.leaves
 
     @property
     def late_layout(self) -> Layout:
@@ -261,17 +271,20 @@ def _return_ir(w: Writer, spec: Spec) -> str:
     key = w.local(4, "thread")
     w.store(4, w.narrowed(pair, 4), key)
     kept = w.lookup("unread", key)
-    record = w.local(UNREAD_BYTES, "record")
-    for offset in range(0, UNREAD_BYTES, 8):
+    record = w.local(deferred.UNREAD_BYTES, "record")
+    for offset in range(0, deferred.UNREAD_BYTES, 8):
         w.store(8, w.load(8, kept, offset), record, offset)
     w.call("map_delete", w.reference("unread"), key)
-    task = Task(pair, w.call("get_smp_processor_id"), w.load(4, record, CPU_OFFSET))
+    task = Task(pair, w.call("get_smp_processor_id"), w.load(4, record, deferred.CPU_OFFSET))
 
     def one(case: Case, event: str, identity: str) -> None:
+        frame = Frame(w, spec, case, task, record, identity)
+        if case.leaves:
+            deferred.run_left(frame, event)
         if not case.late:
             w.goto("out")
             return
-        frame = Frame(w, spec, case, task, record, identity)
+        w.only_if(w.value(f"icmp ne i64 {w.load(8, record, deferred.SENT_OFFSET)}, 0"))
         late = w.value(f"add i64 {event}, {spec.late_base}")
         mask = _held(frame) if case.late_filters else "0"
         point = w.value(f"or i64 {w.value(f'shl i64 {late}, {spec.bits}')}, {mask}")
@@ -331,40 +344,24 @@ def _case(frame: Frame, event: str, entry: str) -> None:
     w, spec, case = frame.w, frame.spec, frame.case
     mask = _filters(frame)
     point = w.value(f"add i64 {w.value(f'shl i64 {event}, {spec.bits}')}, {mask}")
+    if case.late:
+        w.store(8, 0, w.local(8, UNREAD))
     if case.bodies:
-        _run_bodies(frame, event, mask)
-    if not case.sends:
-        w.goto("out")
-        return
-    fill = fill_varying if case.layout.varies else fill_fixed
+        deferred.run_bodies(frame, event, mask, spec.context == SYSCALL_ENTER)
     sent = w.fresh("sent")
-    if case.late:
-        undecided = w.value(f"lshr i64 {mask}, {spec.bits - 1}") if case.late_filters else "0"
-        w.store(8, undecided, w.local(8, UNREAD))
-    send(frame, case.layout, event, lambda space: fill(frame, case.layout, space, point), sent)
+    if case.sends:
+        if case.bodies and case.sent_filters is not None:
+            w.only_if(w.value(f"icmp ne i64 {w.value(f'and i64 {mask}, {case.sent_filters}')}, 0"), sent)
+        fill = fill_varying if case.layout.varies else fill_fixed
+        if case.late_filters:
+            w.store(8, w.value(f"lshr i64 {mask}, {spec.bits - 1}"), w.local(8, UNREAD))
+        send(frame, case.layout, event, lambda space: fill(frame, case.layout, space, point), sent)
+    else:
+        w.goto(sent)
     w.label(sent)
-    if case.late:
-        w.only_if(w.value(f"icmp ne i64 {w.load(8, w.local(8, UNREAD))}, 0"))
-        key = w.local(4, "thread")
-        w.store(4, w.narrowed(frame.task.pair, 4), key)
-        w.store(8, entry, frame.base)
-        w.store(4, frame.task.cpu, frame.base, CPU_OFFSET)
-        w.call("map_update", w.reference("unread"), key, frame.base, 0)
+    if case.returns and spec.context == SYSCALL_ENTER:
+        deferred.keep(frame, event, entry, w.load(8, w.local(8, UNREAD)) if case.late else "0")
     w.goto("out")
-
-
-def _run_bodies(frame: Frame, event: str, mask: str) -> None:
-    """Run the handlers that are lowered; go on where the record is to be sent."""
-    w, case = frame.w, frame.case
-    assert frame.spec.emit is not None
-    for body in case.bodies:
-        end = w.fresh("end")
-        if body.filter is not None:
-            w.only_if(w.value(f"icmp ne i64 {w.value(f'and i64 {mask}, {1 << body.filter}')}, 0"), end)
-        frame.spec.emit(frame, body, event, end)
-        w.label(end)
-    if case.sends and case.sent_filters is not None:
-        w.only_if(w.value(f"icmp ne i64 {w.value(f'and i64 {mask}, {case.sent_filters}')}, 0"))
 
 
 def needs_record(case: Case) -> bool:
@@ -389,6 +386,8 @@ class Frame:
         self.searches = sum(searches(predicate) for case in spec.cases for predicate in case.filters)
         """In the filters of the whole program (see ktap.glob)."""
         self.tentative = spec.context == SYSCALL_ENTER and case.late_filters
+        self.time = ""
+        """When the event fired, if that is not now."""
         self.undecided: List[Tuple[str, str]] = []
         """Labels for what a filter could not read, and where it goes on as if the comparison did not hold."""
 
@@ -431,7 +430,8 @@ def _syscall_record(w: Writer, spec: Spec, case: Case, number: str) -> str:
         room = w.local(24, "record")
         w.store(8, w.load(8, "%ctx", 8), room, 16)
     else:
-        room = w.local(16 + 8 * len(registers.arguments), "record")
+        size = 16 + 8 * len(registers.arguments)
+        room = w.local(max(size, deferred.UNREAD_BYTES) if case.returns else size, "record")
         low, high = min(registers.arguments), max(registers.arguments) + 8
         copy = w.local(high - low, "registers")
         source = w.value(f"add i64 {w.load(8, '%ctx')}, {low}")

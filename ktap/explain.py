@@ -180,7 +180,7 @@ def groups(events: Sequence[Captured], machine: str) -> Iterator[Tuple[str, str,
         for layer in attach.layers([pair for pair in numbered if pair[1].wanted.context == context]):
             cases: List[Case] = []
             cases += (event.case for _, event in layer if event.case not in cases)
-            if any(case.late for case in cases):
+            if any(case.returns for case in cases):
                 yield RETURN, "sys_exit", tuple(cases)
             yield context, label, tuple(cases)
     for event in events:

@@ -75,11 +75,11 @@ def _varying(frame: Frame, slot: Slot, target: str) -> str:
         return frame.w.call("get_stack", "%ctx", target, slot.size_bytes, flags)
     if slot.name.startswith(READ):
         read = frame.case.reads[int(slot.name[len(READ) :])]
-        length = _read(frame, read, target)
+        length = read_memory(frame, read, target)
         if frame.case.late and read.space == demand.USER:
             _note_unread(frame, length)
         return length
-    return _read(frame, frame.case.members[slot.name[len(MEMBER) :]], target)
+    return read_memory(frame, frame.case.members[slot.name[len(MEMBER) :]], target)
 
 
 def _note_unread(frame: Frame, length: str) -> None:
@@ -90,7 +90,8 @@ def _note_unread(frame: Frame, length: str) -> None:
     w.store(8, w.value(f"or i64 {w.load(8, room)}, {failed}"), room)
 
 
-def _read(frame: Frame, read: demand.Read, target: str) -> str:
+def read_memory(frame: Frame, read: demand.Read, target: str) -> str:
+    """Read memory as handlers ask for; its length as an i64, negative where it could not be read."""
     w = frame.w
     address = frame.expression(read.address)
     if read.kind == demand.STRING:

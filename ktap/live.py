@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple, Union
 
 from compiler import backend
 from compiler.lower.flat import Refused
-from ktap import attach, kernel
+from ktap import attach, deferred, kernel
 from ktap.attach import Program as Loaded
 from ktap.captured import IN_INTERRUPT, READ, make_event
 from ktap.demand import USER, Demand
@@ -346,6 +346,9 @@ class LiveSource:
                 found.append(Loss(what, label, count))
         if self._helpers.spaces is not None and self._helpers.spaces.lost:
             found.append(Loss(UNNAMED, "stacks of processes", self._helpers.spaces.lost))
+        for fd in self._attachment.unread:
+            for number, count in deferred.never_returned(fd).items():
+                found.append(Loss(deferred.NEVER_RETURNED, self._labels[number], count))
         for program in self._attachment.programs:
             missed = kernel.program_info(program.fd).misses
             if missed:

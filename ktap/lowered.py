@@ -31,10 +31,11 @@ from compiler.lower.values import Site
 from ktap import surroundings
 from ktap.capture import SYSCALL_ENTER, Body, Case, Frame
 from ktap.captured import Plumbing
-from ktap.demand import Demand
+from ktap.deferred import user_reads
+from ktap.demand import KERNEL, Demand
 from ktap.demand import join as joined
 from ktap.objects import Objects
-from ktap.plan import Wanted, enters
+from ktap.plan import Wanted, enters, value_places
 from ktap.predicate import reads_process
 from ktap.sites import Outside, outside, site_layout
 from ktap.surroundings import FrameEnvironment, event_types
@@ -51,6 +52,11 @@ LATE_FILTER = Reason(
     None,
     "has a filter on memory of the process, which may be brought into RAM only while the system call runs",
     None,
+)
+STACK_AND_MEMORY = Reason(
+    None,
+    "asks for the kernel's stack, and reads memory of the process that may be there only when the system call returns",
+    "read the memory in a handler of its own",
 )
 GIVEN_THE_EVENT = Reason(None, "is given the event", "use the event's variables")
 
@@ -134,6 +140,8 @@ class Lowering:
                 self.refused[index] = GIVEN_THE_EVENT
             elif any(filters_late(event, index) for event in events):
                 self.refused[index] = LATE_FILTER
+            elif any(asks_for_both(event) for event in events):
+                self.refused[index] = STACK_AND_MEMORY
             if events and closure is not None and index not in self.refused:
                 self._types[index] = event_types(events)
                 candidates[index] = Candidate(closure, tuple(e.label for e in events), self._types[index])
@@ -268,7 +276,7 @@ class Lowering:
     def divided(self, event: Wanted, lowered: FrozenSet[int], demands: Mapping[int, Demand]) -> Wanted:
         """An event whose lowered probes are bodies of its program."""
         pairs = list(zip(event.probes, event.filter_of))
-        bodies = tuple(self._body(probe, index, event) for probe, index in pairs if probe in lowered)
+        bodies = tuple(self._body(probe, index, event, demands[probe]) for probe, index in pairs if probe in lowered)
         left = [(probe, index) for probe, index in pairs if probe not in lowered]
         return event._replace(
             bodies=bodies,
@@ -277,14 +285,15 @@ class Lowering:
             demand=joined(demands[probe] for probe, _ in left),
         )
 
-    def _body(self, handler: int, filter_index: Optional[int], event: Wanted) -> Body:
+    def _body(self, handler: int, filter_index: Optional[int], event: Wanted, demand: Demand) -> Body:
         flat = self._flat(handler)
         names = sorted(event_names(flat))
         accesses = surroundings.reads(event, names)
         acts = any(block.operations for block in flat.blocks)
         members = tuple(surroundings.members(event, names).items())
         begins = enters(event) and calls(flat, "ustack")
-        return Body(handler, filter_index, accesses, members, acts, begins)
+        late = user_reads(demand, value_places(event, {})) if event.context == SYSCALL_ENTER else ()
+        return Body(handler, filter_index, accesses, members, acts, begins, late)
 
     # -- emitting -----------------------------------------------------------------------------
 
@@ -311,6 +320,7 @@ class Lowering:
         except NotLowered as why:
             raise Refused(body.handler, why) from why
         self.room_bytes = max(self.room_bytes, emitter.texts.room_bytes)
+        self.scratch_bytes = max(self.scratch_bytes, *(read.most_bytes for read in body.late), 0)
 
     def site(self, site: Site) -> int:
         """The number of a site, as an event's."""
@@ -352,6 +362,12 @@ class Lowering:
 def calls(flat: FlatHandler, builtin: str) -> bool:
     """Whether a handler calls a builtin."""
     return any(o.op == "BUILTIN" and o.name == builtin for block in flat.blocks for o in block.operations)
+
+
+def asks_for_both(event: Wanted) -> bool:
+    """Whether handlers of a system call's entry want the kernel's stack, and memory that may be there only later."""
+    reads = any(read.space != KERNEL for read in event.demand.reads)
+    return event.context == SYSCALL_ENTER and reads and bool(event.demand.kernel_stack)
 
 
 def filters_late(event: Wanted, probe: int) -> bool:

@@ -44,7 +44,7 @@ def _send_ring(frame: Frame, layout: Layout, event: str, fill: Fill, then: str) 
         w.call("ringbuf_submit", space, NO_WAKEUP)
         w.goto(then)
         w.label(lost)
-        _count_loss(w, event)
+        count_loss(w, event)
         w.goto(then)
         return
     space = scratch(frame)
@@ -58,7 +58,7 @@ def _send_ring(frame: Frame, layout: Layout, event: str, fill: Fill, then: str) 
     w.goto(then)
     w.label(lost)
     w.call("ringbuf_discard_dynptr", pointer, NO_WAKEUP)
-    _count_loss(w, event)
+    count_loss(w, event)
     w.goto(then)
 
 
@@ -78,7 +78,7 @@ def _send_perf(frame: Frame, layout: Layout, event: str, fill: Fill, then: str) 
     result = w.call("perf_event_output", "%ctx", w.reference("buffer"), CURRENT_CPU, space, length)
     w.value(f"atomicrmw add ptr {busy}, i64 -1 seq_cst")
     w.only_if(w.value(f"icmp ne i64 {result}, 0"), then)
-    _count_loss(w, event)
+    count_loss(w, event)
     w.goto(then)
 
 
@@ -89,7 +89,8 @@ def scratch(frame: Frame) -> str:
     return frame.w.lookup("scratch", key)
 
 
-def _count_loss(w: Writer, event: str) -> None:
+def count_loss(w: Writer, event: str) -> None:
+    """One more event that found no room."""
     key = w.local(4, "key")
     w.store(4, w.narrowed(event, 4), key)
     counter = w.lookup("losses", key)

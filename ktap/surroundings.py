@@ -133,7 +133,7 @@ class FrameEnvironment:
         """Read what must be the same through the whole handler."""
         operations = [operation for block in flat.blocks for operation in block.operations]
         if any((o.op == "EVENT" and o.name == "nsecs") or o.name.startswith("gettimeofday_") for o in operations):
-            self.time = self.writer.call("ktime_get_ns")
+            self.time = self.frame.time or self.writer.call("ktime_get_ns")
 
     def event(self, name: str, texts: Texts) -> Value:
         """See Environment.event."""
@@ -149,7 +149,7 @@ class FrameEnvironment:
         if name == "probename":
             return Value(PROBENAME, self.event_number)
         if name == "cpu":
-            return integer(w.value(f"zext i32 {task.cpu} to i64"), INTEGER)
+            return integer(w.value(f"zext i32 {task.event_cpu or task.cpu} to i64"), INTEGER)
         if name == "nsecs":
             return integer(self.time, INTEGER)
         if name == "cgroup":
