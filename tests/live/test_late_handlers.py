@@ -31,7 +31,7 @@ def paths(tmp_path: Path) -> Path:
 
 
 SCRIPTS = {
-    "printed": 'trace syscalls:sys_enter_access { print(user_string(args.filename)) }',
+    "printed": "trace syscalls:sys_enter_access { print(user_string(args.filename)) }",
     "joined": """
         var paths = {}
         trace syscalls:sys_enter_access /mode == 0/ { paths[tid] = user_string(args.filename) || "?" }
