@@ -9,6 +9,7 @@ import pytest
 from c_program import WORK, compiled
 from tracing import python, trace
 
+from ktap import kernel
 from ktap.counters import HARDWARE_EVENTS, NoCounter, available, cache_events, find_counter
 from ktap.elf import open_binary
 from vm.diagnostic import Refusal
@@ -107,3 +108,48 @@ def test_what_a_watchpoint_tells(tmp_path: Path) -> None:
     around = functions.function_at(place)
     assert around is not None
     assert around.name == "leaf"
+
+
+WATCHED = r"""
+#include <stdlib.h>
+volatile unsigned char one = 1; volatile short two = 1; volatile int four = 1; volatile long eight = 1;
+int main(int argc, char **argv)
+{
+    long sum = 0;
+    for (int i = 0; i < atoi(argv[1]); i++) { one = two = four = eight = i; sum += one + two + four + eight; }
+    return sum < 0;
+}
+"""
+"""Each variable is written and read once in a round; the kernel clears none of them when the program starts."""
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("mode, times", [("w", 1), ("rw", 2), ("r", 2)])
+def test_variables_of_every_size_written_and_read(tmp_path: Path, tier: str, mode: str, times: int) -> None:
+    """No processor that has watchpoints on data for both tells reads from writes: `r` is both on x86."""
+    if mode == "r" and MACHINE != "x86_64":
+        times = 1
+    program = compiled(tmp_path / "watched", WATCHED, "-no-pie")
+    sizes = {"one": 1, "two": 2, "four": 4, "eight": 8}
+    events = ", ".join(f"watch:{address_of(program, name):#x}:{size}:{mode}" for name, size in sizes.items())
+    script = f"""
+    trace {events} /execname == watched/ {{ n[probename] += 1  total[probename] += args.value }}
+    trace_end {{ for (k, v in sort_pairs(n)) {{ print(k, v, total[k]) }} }}
+    """
+    rounds = 50
+    traced = trace(script, [str(program), str(rounds)], tier=tier)
+    assert not traced.losses
+    wanted = {f"{address_of(program, name):#x}\t{times * rounds}\t{times * sum(range(rounds))}" for name in sizes}
+    assert set(traced.lines) == wanted
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("rate, per_s", [("4999hz", 4999), ("997hz", 997), ("250us", 4000), ("1msec", 1000)])
+def test_timers_on_every_processor_at_any_rate(tier: str, rate: str, per_s: int) -> None:
+    script = f"profile-{rate} {{ n[cpu] += 1 }} trace_end {{ for (k, v in sort_pairs(n)) {{ print(k, v) }} }}"
+    traced = trace(script, duration_s=0.5, everyone=True, tier=tier)
+    assert not traced.losses
+    counts = dict(tuple(map(int, line.split())) for line in traced.lines)
+    assert set(counts) == set(kernel.online_cpus())
+    for count in counts.values():  # a virtual processor may stand still for a while
+        assert 0.3 * per_s <= count / 0.5 <= 1.2 * per_s

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from c_program import MANY, WORK, compiled
 from conftest import Ktap
 from tracing import TRANSPORTS, Traced, trace
 
+from ktap.elf import open_binary
+from ktap.user_functions import open_target
 from vm.diagnostic import Refusal
 
 pytestmark = pytest.mark.live
@@ -169,6 +172,108 @@ def test_a_file_replaced_while_it_is_probed(tmp_path: Path) -> None:
     assert traced.lines == ["5"]
 
 
+def first_byte(pid: int, function: str) -> int:
+    """Of a function's code as it is in a process's memory now: a probe is a breakpoint there."""
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    line = next(line for line in maps if line.split()[1][2] == "x" and line.endswith("work"))
+    offset = next(f.offset for f in open_binary(line.split()[-1]).functions if f.name == function)
+    with open(f"/proc/{pid}/mem", "rb") as memory:
+        memory.seek(int(line.split("-")[0], 16) + offset - int(line.split()[2], 16))
+        return memory.read(1)[0]
+
+
+@pytest.mark.parametrize("multi", [True, False])
+@pytest.mark.parametrize("tier", TIERS)
+def test_what_is_probed_is_as_it_was_afterwards(
+    work: Path, tier: str, multi: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not multi:
+        monkeypatch.setattr("ktap.uprobes.has_multi", lambda: False)
+    probed = subprocess.Popen([str(work), "1", "wait"])
+    try:
+        before = {name: first_byte(probed.pid, name) for name in ("leaf", "branch_of")}
+        files = set(os.listdir("/proc/self/fd"))
+        script = f"""
+        var calls = 0
+        trace probe:{work}:leaf, probe:{work}:branch_of%return {{ calls += 1 }}
+        tick-200ms {{ if (calls > 20) {{ print("seen") exit() }} }}
+        """
+        during: list[int] = []
+        watch = threading.Timer(0.0, lambda: None)
+        if os.uname().machine == "x86_64":
+
+            def look() -> None:
+                until = time.monotonic() + 20
+                while not during and time.monotonic() < until:
+                    if first_byte(probed.pid, "leaf") == BREAKPOINT:
+                        during.append(BREAKPOINT)
+
+            watch = threading.Timer(0.0, look)
+        watch.start()
+        assert trace(script, pid=probed.pid, duration_s=20, tier=tier).lines == ["seen"]
+        watch.join()
+        assert during or os.uname().machine != "x86_64"
+        assert {name: first_byte(probed.pid, name) for name in before} == before
+        assert set(os.listdir("/proc/self/fd")) == files
+        assert probed.poll() is None
+    finally:
+        probed.kill()
+        probed.wait()
+
+
+BREAKPOINT = 0xCC
+"""The instruction int3 of x86."""
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_process_and_its_children(work: Path, tier: str) -> None:
+    """-p follows what a process starts from then on, and no other."""
+    shell = subprocess.Popen(
+        ["sh", "-c", f"read go; {work} 20 fork; ({work} 3); {work} 4 exec"], stdin=subprocess.PIPE, text=True
+    )
+    other = subprocess.Popen([str(work), "1", "wait"])
+    script = f"""
+    trace probe:{work}:leaf {{ calls[pid] += 1 }}
+    trace sched:sched_process_exit {{ if (pid == {shell.pid} && tid == pid) {{ exit() }} }}
+    trace_end {{ for (p, n in pairs(calls)) {{ print(n) }} }}
+    """
+    assert shell.stdin is not None
+    begin = threading.Timer(0.5, lambda: print("go", file=shell.stdin, flush=True))
+    try:
+        begin.start()
+        traced = trace(script, pid=shell.pid, duration_s=30, tier="vm" if tier == "vm" else "auto")
+        assert sorted(traced.lines, key=int) == ["3", "4", *["20"] * 5]
+        assert not traced.losses
+    finally:
+        begin.join()
+        for process in (shell, other):
+            process.kill()
+            process.wait()
+        shell.stdin.close()
+
+
+def test_a_library_replaced_while_it_is_probed(tmp_path: Path) -> None:
+    """Whoever has loaded it goes on with the old file, which stays probed; the new one is another file."""
+    text = "int fresh(int n) { return n + %d; }"
+    library = compiled(tmp_path / "libfresh.so", text % 1, "-shared", "-fPIC")
+    other = compiled(tmp_path / "other.so", text % 1000, "-shared", "-fPIC")
+    code = f"""
+import ctypes, os, subprocess, sys
+f = ctypes.CDLL({str(library)!r}).fresh
+f(1)
+os.rename({str(other)!r}, {str(library)!r})
+f(2)
+subprocess.run([sys.executable, "-c", "import ctypes; print(ctypes.CDLL({str(library)!r}).fresh(3))"])
+f(4)
+"""
+    script = f"""
+    trace probe:{library}:fresh {{ print("called", arg1) }}
+    trace probe:{library}:fresh%return {{ print("gave", retval) }}
+    """
+    wanted = ["called\t1", "gave\t2", "called\t2", "gave\t3", "called\t4", "gave\t5"]
+    assert run(script, sys.executable, "-c", code).lines == wanted
+
+
 def test_a_library_loaded_later(tmp_path: Path) -> None:
     library = compiled(tmp_path / "libfresh.so", "int fresh(int n) { return n + 1; }", "-shared", "-fPIC")
     code = f"import ctypes; f = ctypes.CDLL({str(library)!r}).fresh; print(sum(f(n) for n in range(100)))"
@@ -185,6 +290,26 @@ def test_libraries_and_programs_by_name() -> None:
     if shutil.which("bash") is None:
         pytest.skip("no bash")
     assert trace(script, ["true"]).lines == ["on"]
+
+
+def test_one_version_of_a_function() -> None:
+    libc = open_target("libc")
+    versions = sorted({f.version for f in libc.functions if f.name == "pthread_create" and f.version})
+    if not versions:
+        pytest.skip("this libc has no versions of pthread_create")
+    code = "import threading; t = threading.Thread(target=int); t.start(); t.join()"
+    script = f"var n = 0 trace probe:libc:pthread_create@{versions[0]} {{ n += 1 }} trace_end {{ print(n) }}"
+    assert run(script, sys.executable, "-S", "-c", code).lines == ["1"]
+    assert "has no function `pthread_create@GLIBC_0`" in message("trace probe:libc:pthread_create@GLIBC_0 { }")
+
+
+def test_a_line_that_bash_reads() -> None:
+    """At a terminal, as a user would."""
+    if shutil.which("bash") is None or shutil.which("script") is None:
+        pytest.skip("no bash, or no script(1) to give it a terminal")
+    typed = "(sleep 0.5; echo 'echo first'; sleep 0.2; echo exit; sleep 0.2) | script -qec 'bash --norc -i' /dev/null"
+    traced = trace("trace probe:bash:readline%return { print(user_string(retval)) }", ["sh", "-c", typed])
+    assert traced.lines[:2] == ["echo first", "exit"]
 
 
 def test_a_call_of_libc_with_its_string() -> None:
@@ -258,8 +383,6 @@ def test_places_that_are_no_functions_start(work: Path) -> None:
 
 
 def test_a_place_by_its_offset(work: Path) -> None:
-    from ktap.elf import open_binary
-
     offset = next(function.offset for function in open_binary(str(work)).functions if function.name == "leaf")
     script = f"var n = 0 trace probe:{work}:{offset:#x} {{ n += 1 }} trace_end {{ print(n) }}"
     assert run(script, work, 5).lines == ["5"]
@@ -295,7 +418,8 @@ def test_a_glob_that_matches_too_much(many: Path) -> None:
 
 def test_ktap_killed_leaves_the_program_as_it_was(work: Path, environment: dict[str, str]) -> None:
     probed = subprocess.Popen([str(work), "1", "wait"])
-    script = f"trace probe:{work}:leaf {{ n += 1 }} trace probe:{work}:branch_of%return {{ n += 1 }}"
+    script = f"var n = 0 trace probe:{work}:leaf {{ n += 1 }} trace probe:{work}:branch_of%return {{ n += 1 }}"
+    code = first_byte(probed.pid, "leaf")
     ktap = subprocess.Popen(
         [sys.executable, "-m", "ktap", "-e", script], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
@@ -306,6 +430,10 @@ def test_ktap_killed_leaves_the_program_as_it_was(work: Path, environment: dict[
         ktap.wait(timeout=20)
         time.sleep(0.2)
         assert probed.poll() is None
+        until = time.monotonic() + 20
+        while first_byte(probed.pid, "leaf") != code and time.monotonic() < until:
+            time.sleep(0.05)
+        assert first_byte(probed.pid, "leaf") == code
     finally:
         ktap.kill()
         probed.kill()

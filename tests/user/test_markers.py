@@ -17,6 +17,7 @@ from ktap.markers import Operand, Reach, markers, operands, read_arm64, read_x86
 from ktap.registers import MACHINES
 from ktap.user_functions import Spot
 from vm.diagnostic import Refusal
+from vm.limits import Limits
 
 PYTHON = "/usr/bin/python3"
 X86, ARM = MACHINES["x86_64"].registers, MACHINES["aarch64"].registers
@@ -156,6 +157,54 @@ def test_the_systems_python(tier: str) -> None:
     """
     code = "import gc\ngc.collect()\nfor _ in range(500):\n    a = []\n    a.append(a)\ndel a\ngc.collect()"
     assert trace(script, [PYTHON, "-S", "-E", "-c", code], tier=tier).lines == ["true\ttrue"]
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("tier", ["vm", "kernel"])
+def test_functions_that_the_systems_python_leaves(tier: str, tmp_path: Path) -> None:
+    """Its markers tell file, name and line: strings that are read when the marker fires.
+
+    (The one at a function's entry fires for generators alone in Python 3.11.)
+    """
+    if not os.path.exists(PYTHON) or "function__return" not in {
+        marker.name for marker in markers(open_binary(os.path.realpath(PYTHON)))
+    }:
+        pytest.skip(f"{PYTHON} has no marker function__return")
+    program = tmp_path / "program.py"
+    program.write_text("def left(n): return n\nlist(map(left, range(3)))\n")
+    script = f"""
+    trace sdt:{PYTHON}:function__return {{
+        print(user_string(arg1), user_string(arg2), arg3, arg4, arg0 == args.__probe_ip)
+        if (user_string(arg2) == "left") {{ print("it left") }}
+    }}
+    """
+    lines = trace(script, [PYTHON, "-S", "-E", str(program)], tier=tier).lines
+    assert lines.count(f"{program}\tleft\t1\tnil\ttrue") == 3
+    assert lines.count("it left") == 3
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("tier", ["vm", "kernel"])
+def test_exceptions_of_cxx_programs(tmp_path: Path, tier: str) -> None:
+    text = """
+    #include <stdexcept>
+    int main() { for (int i = 0; i < 3; i++) try { throw std::runtime_error("x"); } catch (std::exception &) { } return 0; }
+    """
+    program = compiled(tmp_path / "throws", text, language="c++")
+    script = """
+    trace sdt:libstdc++:* { n[probename] += 1 }
+    trace sdt:libstdc++.so.6:libstdcxx:throw { print(user_string(user_u64(arg2 + 8))) }
+    trace_end { print(n.throw, n.catch) }
+    """
+    assert trace(script, [str(program)], tier=tier).lines == ["St13runtime_error"] * 3 + ["3\t3"]
+
+
+@pytest.mark.live
+def test_a_glob_that_means_too_many(noted: Path) -> None:
+    with pytest.raises(Refusal) as caught:
+        trace(f"trace sdt:{noted}:* {{ }}", duration_s=0.1, limits=Limits(probes=1))
+    assert "matches 2 markers, more than 1" in caught.value.diagnostics[0].message
+    assert "--max-probes 2" in str(caught.value.diagnostics[0].hint)
 
 
 @pytest.mark.live
