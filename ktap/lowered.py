@@ -18,12 +18,13 @@ from __future__ import annotations
 from typing import AbstractSet, Callable, Dict, FrozenSet, List, Mapping, Optional, Sequence, Tuple, TypeVar
 
 from compiler.bpf import BackendError, MapFd
-from compiler.lower.emit import Emitter, Limits, Shared
+from compiler.lower.emit import Emitter
 from compiler.lower.flat import FlatHandler, NotLowered, Refused, Variable
 from compiler.lower.infer import EventType, Typing
 from compiler.lower.layouts import stats_layout
 from compiler.lower.partition import AGGREGATION, Candidate, Plan, Reason, Surroundings, partition
 from compiler.lower.reach import Reach
+from compiler.lower.shared import Limits, Shared
 from compiler.lower.signature import event_names
 from compiler.lower.snapshot import Box, Closure, Snapshot, reachable, take, text
 from compiler.lower.stops import can_stop

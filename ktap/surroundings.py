@@ -262,6 +262,8 @@ class FrameEnvironment:
             if part in ("nil", "text"):
                 w.store(1, w.value(f"zext i1 {value.isnil if part == 'nil' else value.istext} to i8"), space, offset)
             elif slot.varies:
+                if value.constant is not None:
+                    value = texts.placed(value.constant)
                 position = self._varying(value, slot.size_bytes, space, offset, position)
             elif part == "bytes":
                 texts.place(value, w.at(space, offset), slot.size_bytes)

@@ -7,7 +7,7 @@ sends a record and goes there too.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from compiler.lower.flat import (
     Block,
@@ -18,12 +18,12 @@ from compiler.lower.flat import (
     NotLowered,
     Operand,
     Operation,
-    Variable,
     ordered,
 )
 from compiler.lower.infer import Facts, Typing
-from compiler.lower.layouts import MOST_PERCPU_BYTES, StatsLayout
-from compiler.lower.partition import Addition, Plan, VariableHome, additions
+from compiler.lower.layouts import MOST_PERCPU_BYTES
+from compiler.lower.partition import Addition, VariableHome, additions
+from compiler.lower.shared import Shared
 from compiler.lower.texts import Texts
 from compiler.lower.types import BOOLEAN, INTEGER, Type, join
 from compiler.lower.values import Environment, Site, Value, of_constant
@@ -51,31 +51,6 @@ def _one_of(value: Value, known: Type) -> Value:
 def article(name: str) -> str:
     """A type as the VM's messages name it (vm.values.describe)."""
     return NAMES_WITH_ARTICLE.get(name) or f"a {name}"
-
-
-class Limits(NamedTuple):
-    """What bounds a handler."""
-
-    loop_rounds: int
-    table_entries: int
-    kept_entries: int = 0
-    """How many removed entries each processor may leave in a table."""
-
-
-class Shared(NamedTuple):
-    """What all handlers of a plan are emitted with."""
-
-    plan: Plan
-    table_maps: Mapping[int, str]
-    """Name of the map by id of the table."""
-    swapped: frozenset[str]
-    """Maps that are reached through an array of maps."""
-    variable_maps: Mapping[Variable, Tuple[str, int]]
-    """Map and index of every variable that is added to."""
-    contended: frozenset[str]
-    """Maps that more than one program updates."""
-    stats: StatsLayout
-    limits: Limits
 
 
 class Slot(NamedTuple):
@@ -114,6 +89,8 @@ class Emitter:
         self.made = definitions(self.flat)
         self.updates: Dict[int, Addition] = {}
         """Additions by id of their operations; only the store of one emits code."""
+        self.amounts: Dict[int, Value] = {}
+        """What each adds, as it was when it was added."""
         for update in additions(self.flat):
             for operation in (update.read, update.change, update.store):
                 self.updates[id(operation)] = update
@@ -261,7 +238,9 @@ class Emitter:
     def _operation(self, operation: Operation, types: List[Type], result: Type) -> None:
         update = self.updates.get(id(operation))
         if update is not None:
-            if operation is update.store:
+            if operation is update.change:
+                self.amounts[id(update)] = self.value(update.amount, INTEGER)
+            elif operation is update.store:
                 self._update(update)
             return
         values = [self.value(a, t) for a, t in zip(operation.arguments, types)]
@@ -274,8 +253,7 @@ class Emitter:
         variable = update.store.variable
         assert variable is not None
         home: VariableHome = self.shared.plan.variables[variable]
-        amount = self.value(update.amount, INTEGER)
-        self.stores.add_to_variable(home, update, amount)
+        self.stores.add_to_variable(home, update, self.amounts[id(update)])
 
     def compute(self, operation: Operation, values: List[Value], result: Type) -> Optional[Value]:
         """The value that an operation writes; None for one that writes nothing."""

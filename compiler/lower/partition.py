@@ -10,7 +10,17 @@ from __future__ import annotations
 
 from typing import Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
-from compiler.lower.flat import Branch, Constant, FlatHandler, NotLowered, Operand, Operation, Refused, Variable
+from compiler.lower.flat import (
+    Branch,
+    Constant,
+    FlatHandler,
+    NotLowered,
+    Operand,
+    Operation,
+    Refused,
+    Variable,
+    successors,
+)
 from compiler.lower.flatten import flatten
 from compiler.lower.infer import VALUE_KINDS, Access, EventType, Facts, TableFacts, Typing, infer
 from compiler.lower.interrupts import EVENTS_OF_THREAD, SERIALIZED_BY_RUN_QUEUE, can_nest
@@ -359,7 +369,7 @@ def _additions(variable: Variable, number: int, flat: FlatHandler) -> Set[str]:
 
 
 class Addition(NamedTuple):
-    """A variable that is read, added to and stored back: three operations of one block that are one update."""
+    """A variable that is read, added to and stored back: three operations that are one update."""
 
     read: Operation
     change: Operation
@@ -386,13 +396,34 @@ def additions(flat: FlatHandler) -> List[Addition]:
                 continue
             reads = [_only(made_by, a) for a in change.arguments[: 2 if change.op == "ADD" else 1]]
             read = next((r for r in reads if r is not None and r.op == "GETVAR" and r.variable == store.variable), None)
-            if read is None or read not in block.operations or change not in block.operations:
+            if read is None:
                 continue
             assert read.target is not None and change.target is not None
             alone = read_by[read.target] == [change] and read_by[change.target] == [store]
-            if alone and not {read.target, change.target} & branched:
+            if alone and not {read.target, change.target} & branched and _undisturbed(flat, read, store):
                 found.append(Addition(read, change, store))
     return found
+
+
+def _undisturbed(flat: FlatHandler, read: Operation, store: Operation) -> bool:
+    """Whether no way from a read of a variable to its store stores it elsewhere, or comes to the store once more."""
+    start = next((n, block.operations.index(read)) for n, block in enumerate(flat.blocks) if read in block.operations)
+    todo = [(start[0], start[1] + 1, False)]
+    seen: Set[Tuple[int, bool]] = set()
+    while todo:
+        number, first, stored = todo.pop()
+        for operation in flat.blocks[number].operations[first:]:
+            if operation is read:
+                break
+            if operation.op == "SETVAR" and operation.variable == read.variable:
+                if stored if operation is store else not stored:
+                    return False
+                stored = stored or operation is store
+        else:
+            following = {(target, stored) for target in successors(flat.blocks[number].terminator)} - seen
+            seen |= following
+            todo += [(target, 0, after) for target, after in following]
+    return True
 
 
 def _only(made_by: Mapping[int, List[Operation]], operand: Operand) -> Optional[Operation]:

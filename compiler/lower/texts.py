@@ -229,7 +229,7 @@ class Texts:
         if size > value.type.size_bytes:
             return "false"
         if size > MOST_STORED_BYTES:
-            return self._long_equal(value, self._placed(constant), self._common(value, Value(string(size))))
+            return self._long_equal(value, self.placed(constant), self._common(value, Value(string(size))))
         pairs: List[Tuple[str, str]] = []
         if value.length is not None:
             pairs.append((value.length, str(size)))
@@ -267,7 +267,8 @@ class Texts:
     def _common(self, left: Value, right: Value) -> int:
         return rounded(max(left.type.size_bytes, right.type.size_bytes, 1))
 
-    def _placed(self, constant: bytes) -> Value:
+    def placed(self, constant: bytes) -> Value:
+        """A constant with its bytes in memory."""
         room = self.room(len(constant))
         self.place(Value(string(len(constant)), constant=constant), room, rounded(len(constant)))
         return Value(string(len(constant)), pointer=room, length=str(len(constant)), zeros=True)
@@ -318,7 +319,7 @@ class Texts:
 
     def _long(self, value: Value, size: int) -> Value:
         """Padded, and with its bytes in memory."""
-        return self.padded(value if value.constant is None else self._placed(value.constant), size)
+        return self.padded(value if value.constant is None else self.placed(value.constant), size)
 
     def _word(self, value: Value, offset: int, size: int) -> str:
         """Eight bytes of a string that is padded to `size`."""
