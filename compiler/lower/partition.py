@@ -213,16 +213,19 @@ def _table_home(facts: TableFacts, group: Group, name_of: Callable[[Table], str]
     _check_types(facts, uses, name)
     if not writers:
         return TableHome(facts.table, name, CONSTANT, facts, False)
-    if ops <= {"ADDINDEX", "SUBINDEX"}:
-        if facts.adds_nil is not None:
-            number, span = facts.adds_nil
-            raise Refused(number, NotLowered(span, "adds what may be nil, which removes the entry", TEST_FIRST))
+    if ops <= {"ADDINDEX", "SUBINDEX"} and facts.adds_nil is None:
         return TableHome(facts.table, name, SUM, facts, nested)
     if ops == {"SAMPLE"}:
         return TableHome(facts.table, name, AGGREGATION, facts, nested)
-    if by_vm.written:
-        _refuse(uses, f"a tick changes `{name}`, which handlers also read", "let the handlers alone change it")
-    _check_keyed(facts, uses, group, name)
+    try:
+        if by_vm.written:
+            _refuse(uses, f"a tick changes `{name}`, which handlers also read", "let the handlers alone change it")
+        _check_keyed(facts, uses, group, name)
+    except Refused:
+        if facts.adds_nil is None or not ops <= {"ADDINDEX", "SUBINDEX"}:
+            raise
+        number, span = facts.adds_nil
+        raise Refused(number, NotLowered(span, "adds what may be nil, which removes the entry", TEST_FIRST)) from None
     removes = any(_removes(access) for accesses in uses.values() for access in accesses)
     plain = not facts.value.without("nil").is_bytes
     return TableHome(facts.table, name, KEYED, facts, nested, removes and plain and not nested)
