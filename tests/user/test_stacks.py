@@ -15,6 +15,7 @@ from tracing import Traced, trace
 
 from ktap.address_spaces import AddressSpaces
 from ktap.live_host import LiveHost
+from vm.limits import Limits
 
 pytestmark = pytest.mark.live
 
@@ -141,6 +142,24 @@ def test_threads_of_the_kernel_have_no_user_stack(tier: str) -> None:
     assert lines[:1] == ["[no user stack]"]
 
 
+@pytest.mark.parametrize("tier", TIERS)
+def test_stacks_that_find_no_room_are_counted(tier: str) -> None:
+    script = """
+    var events = 0
+    trace syscalls:sys_enter_* { s[ustack(), probename] += 1  events += 1 }
+    trace_end {
+        var kept = 0
+        for (stack, name, n in pairs(s)) { kept += n }
+        print(len(s), kept, events)
+    }
+    """
+    traced = run(script, "ls", "/", tier=tier, limits=Limits(table_entries=5))
+    entries, kept, events = map(int, traced.lines[-1].split())
+    assert entries == 5
+    assert kept + traced.lost() == events
+    assert events > kept
+
+
 def test_functions_of_other_languages(tmp_path: Path) -> None:
     text = """
     namespace shop { template <class T> struct Till { __attribute__((noinline)) T add(T n); T sum; }; }
@@ -160,7 +179,7 @@ JIT = r"""
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-int main(void)
+int main(int argc, char **argv)
 {
     static const unsigned char code[] = { 0x55, 0x48, 0x89, 0xe5, 0xff, 0xd7, 0x5d, 0xc3 }; /* push rbp; mov rbp, rsp; call rdi; pop rbp; ret */
     unsigned char *page = mmap(0, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -172,6 +191,7 @@ int main(void)
     memcpy(page, code, sizeof code);
     void called(void);
     ((void (*)(void (*)(void)))page)(called);
+    if (argc > 1) { for (;;) { ((void (*)(void (*)(void)))page)(called); usleep(10000); } }
     return 0;
 }
 __attribute__((noinline)) void called(void) { asm volatile("" ::: "memory"); getppid(); asm volatile(""); }
@@ -190,6 +210,22 @@ def test_functions_made_while_the_program_runs(tmp_path: Path, tier: str) -> Non
     Path(f"/tmp/perf-{lines[0]}.map").unlink()
     assert lines[2] == "made;up ?[2J+0x6 [jit]"
     assert lines[-1] == "main;made:up ?[2J;called 1"
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="its code is that of x86-64")
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare(1)")
+def test_functions_made_in_a_container(tmp_path: Path) -> None:
+    """It has a /tmp of its own, and numbers of processes of its own."""
+    compiled(tmp_path / "jit", JIT)
+    script = (
+        "var n = 0 trace syscalls:sys_enter_getppid { s[ustack()] += 1 n += 1 if (n == 20) { print_folded(s) exit() } }"
+    )
+    inside = f"mount --bind {tmp_path} /tmp && exec /tmp/jit stay"
+    begun = subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False)
+    if begun.returncode:
+        pytest.skip(f"no namespaces: {begun.stderr.decode().strip()}")
+    lines = run(script, "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", inside).lines
+    assert any(line.rpartition(" ")[0].endswith(";main;made:up ?[2J;getppid") for line in lines)
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node, which tells the names of functions it makes")
