@@ -42,6 +42,7 @@ HELPERS = {
     "probe_read_kernel": Helper(113, "i64", ("ptr", "i32", "i64")),
     "probe_read_user_str": Helper(114, "i64", ("ptr", "i32", "i64")),
     "probe_read_kernel_str": Helper(115, "i64", ("ptr", "i32", "i64")),
+    "copy_from_user": Helper(148, "i64", ("ptr", "i32", "i64")),
     "this_cpu_ptr": Helper(154, "ptr", ("ptr",)),
     "ringbuf_reserve": Helper(131, "ptr", ("ptr", "i64", "i64")),
     "ringbuf_submit": Helper(132, "void", ("ptr", "i64")),

@@ -40,8 +40,10 @@ from ktap.glob import TEXT_VALUE_BYTES
 from ktap.objects import Objects, Value
 from ktap.plan import Captured, is_plain, reads_to
 from ktap.predicate import needs_text
+from ktap.sending import RING
 from ktap.transport import Buffer
 from ktap.verifier import check
+from ktap.waiting import SLEEPABLE, can_wait, waits
 
 if TYPE_CHECKING:
     from ktap.lowered import Lowering
@@ -204,6 +206,7 @@ class Attachment:
             made = assemble(context, cases, options, self._buffer.name, in_place(), self._code_of)
             self._made[key] = made
         spec = made.spec
+        flags = SLEEPABLE if any(case.waits for case in cases) else 0
         if spec.emit is not None and lowering is not None:
             values = {**lowering.values(), **values}
         values = {**values, "losses": MapFd(self.losses), "own_process": options.own_process}
@@ -227,7 +230,7 @@ class Attachment:
             if f"{kind} {key}" not in self._verified:
                 self._verified.add(f"{kind} {key}")
                 if not self._objects.taking:
-                    lowering.check(cases, lambda: check(kind, link(made.code, values), attach_type))
+                    lowering.check(cases, lambda: check(kind, link(made.code, values), attach_type, flags))
             return -1
 
         if function:
@@ -235,7 +238,9 @@ class Attachment:
 
         def load(instructions: bytes) -> int:
             if attach_type or made.code.kept:
-                return kernel.load(kind, instructions, name=name, attach_type=attach_type, function=function)
+                return kernel.load(
+                    kind, instructions, flags=flags, name=name, attach_type=attach_type, function=function
+                )
             return libbcc.load_program(kind, name, instructions)
 
         fd = self._objects.program(kind, name, made.code, values, attach_type, load)
@@ -304,9 +309,10 @@ class Attachment:
         self._objects.unfit()
         from ktap import uprobes
 
-        wanted, case = group[0][1].wanted, group[0][1].case
+        wanted, attach_type = group[0][1].wanted, uprobes.attach_type()
+        case = self._waiting(group[0][1].case, attach_type)
         values = self._record_values(case)
-        fd = self._program(kernel.KPROBE, wanted.context, wanted.name, (case,), values, uprobes.attach_type())
+        fd = self._program(kernel.KPROBE, wanted.context, wanted.name, (case,), values, attach_type)
         if not self._options.attaching or self._verified is not None:
             return []
         places = [uprobes.Place(event.wanted.spot, number) for number, event in group if event.wanted.spot is not None]
@@ -314,6 +320,17 @@ class Attachment:
         self._events += attached.fds
         events = dict(group)
         return [Skipped(events[place.cookie], error) for place, error in attached.refused]
+
+    def _waiting(self, case: Case, attach_type: int) -> Case:
+        """The case, as one that waits for memory where it reads some and may wait.
+
+        A perf buffer is no map for such programs; and who exchanges a table's map would not wait for them.
+        """
+        lowering = self._options.lowering
+        exchanged = lowering is not None and lowering.tables is not None and lowering.tables.exchanged
+        if not waits(case) or self._buffer.name != RING or (case.bodies and exchanged) or not can_wait(attach_type):
+            return case
+        return case._replace(waits=True)
 
     def _record_values(self, case: Case) -> Values:
         """What a program needs that makes its record of registers."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Callable, List, Mapping, NamedTuple, Optional, Tuple
 
 from compiler.ir import Writer
-from ktap import deferred, demand
+from ktap import deferred, demand, waiting
 from ktap.calls import CALL_CONTEXTS, TYPED_CONTEXTS, Called, typed_words
 from ktap.captured import READ, RECORD
 from ktap.event_format import EventFormat
@@ -94,6 +94,8 @@ class Body(NamedTuple):
     """Whether it does anything."""
     enters: bool = False
     """Whether a function of a process begins where it runs, and it looks at the process's stack."""
+    touches: Tuple[demand.Read, ...] = ()
+    """What it reads of the process that is probed."""
     late: Tuple[demand.Read, ...] = ()
     """Memory of the process that may be brought into RAM only while the system call runs."""
 
@@ -129,6 +131,10 @@ class Case(NamedTuple):
     """How the raw record is made of registers, where the kernel makes none."""
     called: Optional[Called] = None
     """The function of the kernel that a typed program is for."""
+    touches: Tuple[demand.Read, ...] = ()
+    """What handlers read of the process that is probed, which may have to be brought into RAM first."""
+    waits: bool = False
+    """The program waits for that (see ktap.waiting)."""
     late_filters: bool = False
     """So are filters that could not be decided; until then the record is tentative, the highest bit of its point."""
 
@@ -239,8 +245,12 @@ def capture_ir(spec: Spec) -> str:
         event = w.call("get_attach_cookie", "%ctx") if by_cookie else w.number("event")
         if spec.context in TYPED_CONTEXTS and needs_record(frame.case):
             frame.base = typed_words(w, frame.case.called)
+        if frame.case.waits:
+            waiting.touch_fetched(frame)
         if frame.case.recipe is not None and needs_record(frame.case):
             frame.base = fill_record(frame, frame.case.recipe)
+        if frame.case.waits:
+            waiting.touch_read(frame)
         _case(frame, event, "0")
         return w.text()
 
@@ -367,7 +377,11 @@ def _case(frame: Frame, event: str, entry: str) -> None:
 def needs_record(case: Case) -> bool:
     """Whether a program looks at the raw record."""
     return bool(
-        any(body.needs_record for body in case.bodies) or case.filters or case.reads or case.layout.item(RECORD)
+        any(body.needs_record for body in case.bodies)
+        or case.filters
+        or case.reads
+        or (case.waits and case.touches)
+        or case.layout.item(RECORD)
     )
 
 

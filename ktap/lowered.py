@@ -30,7 +30,7 @@ from compiler.lower.snapshot import Box, Closure, Snapshot, reachable, take, tex
 from compiler.lower.stops import can_stop
 from compiler.lower.values import Site
 from ktap import surroundings
-from ktap.capture import SYSCALL_ENTER, Body, Case, Frame
+from ktap.capture import SYSCALL_ENTER, USER_CONTEXTS, Body, Case, Frame
 from ktap.captured import Plumbing
 from ktap.deferred import user_reads
 from ktap.demand import KERNEL, Demand
@@ -294,7 +294,8 @@ class Lowering:
         members = tuple(surroundings.members(event, names).items())
         begins = enters(event) and calls(flat, "ustack")
         late = user_reads(demand, value_places(event, {})) if event.context == SYSCALL_ENTER else ()
-        return Body(handler, filter_index, accesses, members, acts, begins, late)
+        touched = user_reads(demand, value_places(event, {})) if event.context in USER_CONTEXTS else ()
+        return Body(handler, filter_index, accesses, members, acts, begins, touched, late)
 
     # -- emitting -----------------------------------------------------------------------------
 

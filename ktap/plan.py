@@ -7,7 +7,7 @@ program and one record, and the filters that held are told by bits of the point'
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from ktap import demand
 from ktap.capture import (
@@ -205,6 +205,7 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
         late=late,
         late_filters=late_filters,
         recipe=wanted.recipe,
+        touches=touches(wanted, placed),
     )
     kind = Kind(
         wanted.name,
@@ -217,6 +218,14 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
         wanted.members,
     )
     return Captured(wanted, case, kind)
+
+
+def touches(wanted: Wanted, reads: Sequence[demand.Read]) -> Tuple[demand.Read, ...]:
+    """What handlers read of the process that is probed, each memory once."""
+    if wanted.context not in USER_CONTEXTS:
+        return ()
+    found = [read for read in reads if read.space == demand.USER]
+    return tuple(dict.fromkeys([*found, *(read for body in wanted.bodies for read in body.touches)]))
 
 
 def _bits(filters: Tuple[Optional[int], ...]) -> Optional[int]:

@@ -19,20 +19,20 @@ class Unfit(Exception):
     """The kernel does not take a program; the text is the end of a sentence about it."""
 
 
-def check(kind: int, instructions: bytes, attach_type: int = 0) -> None:
+def check(kind: int, instructions: bytes, attach_type: int = 0, flags: int = 0) -> None:
     """Load a program and let go of it. Raises Unfit, and OSError where it is not for the program's sake."""
     try:
-        os.close(kernel.load(kind, instructions, attach_type=attach_type))
+        os.close(kernel.load(kind, instructions, flags=flags, attach_type=attach_type))
     except OSError as error:
         if error.errno in NOT_THE_PROGRAM:
             raise
-        raise Unfit(f"is refused by the kernel's verifier: {reason(kind, instructions, attach_type)}") from error
+        raise Unfit(f"is refused by the kernel's verifier: {reason(kind, instructions, attach_type, flags)}") from error
 
 
-def reason(kind: int, instructions: bytes, attach_type: int) -> str:
+def reason(kind: int, instructions: bytes, attach_type: int, flags: int) -> str:
     """The line of the verifier's log that says what is wrong."""
     try:
-        os.close(kernel.load(kind, instructions, LOG_BYTES, attach_type=attach_type))
+        os.close(kernel.load(kind, instructions, LOG_BYTES, flags, attach_type=attach_type))
     except OSError as error:
         text = error.strerror or ""
         lines = [line.strip() for line in text.splitlines() if line and not line.startswith(LOG_SUMMARY)]

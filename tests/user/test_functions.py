@@ -16,8 +16,10 @@ from c_program import MANY, WORK, compiled
 from conftest import Ktap
 from tracing import TRANSPORTS, Traced, trace
 
+from ktap import uprobes
 from ktap.elf import open_binary
 from ktap.user_functions import open_target
+from ktap.waiting import can_wait
 from vm.diagnostic import Refusal
 
 pytestmark = pytest.mark.live
@@ -290,6 +292,45 @@ def test_libraries_and_programs_by_name() -> None:
     if shutil.which("bash") is None:
         pytest.skip("no bash")
     assert trace(script, ["true"]).lines == ["on"]
+
+
+COLD = r"""
+#define KEPT __attribute__((noinline))
+struct named { const char *name; };
+const char gap[1 << 18] = { 1 };
+const char across[3 * 4096] __attribute__((aligned(4096))) = { [4090] = 'a', 'c', 'r', 'o', 's', 's', 'i', 'n', 'g' };
+const char cold[4096] __attribute__((aligned(4096))) = "cold string";
+const struct named held[512] __attribute__((aligned(4096))) = { { cold } };
+KEPT void take(const char *s, const char *t, const struct named *n) { asm volatile("" ::: "memory"); }
+int main(int argc, char **argv) { take(cold, across + 4090, held); return gap[argc] == 7; }
+"""
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("shown", ["call", "fetched"])
+def test_memory_that_the_program_has_not_looked_at(tmp_path: Path, tier: str, shown: str) -> None:
+    """It is brought into RAM for the handler: a string, one that goes on in the next page, one behind a pointer."""
+    program = compiled(tmp_path / "program", COLD)
+    if not uprobes.has_multi() or not can_wait(uprobes.attach_type()):
+        pytest.skip("the kernel has no programs that wait for memory (Linux 6.6)")
+    with open(program, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    script = {
+        "call": f"""trace probe:{program}:take {{
+            print(user_string(arg1), user_string(arg2), user_string(user_u64(arg3)), stringof(ustack(1)))
+        }}""",
+        "fetched": f"""trace probe:{program}:take s=+0(%di):string t=+0(%si):string n=+0(+0(%dx)):string {{
+            print(args.s, args.t, args.n, stringof(ustack(1)))
+        }}""",
+    }[shown]
+    if tier == "kernel":
+        script = script.replace(", stringof(ustack(1))", "")
+    if shown == "fetched" and os.uname().machine != "x86_64":
+        pytest.skip("the registers are those of x86-64")
+    (line,) = run(script, program, tier=tier, buffer="ring").lines
+    assert line.split("\t")[:3] == ["cold string", "acrossing", "cold string"]
+    assert tier == "kernel" or line.split("\t")[3] == "take+0x0 [program]"
 
 
 def test_one_version_of_a_function() -> None:
