@@ -127,7 +127,9 @@ class LiveSource:
             self._capture([captured(event, symbols) for event in found])
         except Refused as refused:
             assert self._lowering is not None
-            self._lowering.refuse(refused)
+            notice = self._lowering.refuse(refused)
+            if notice is not None and self._options.attaching:
+                self._say(notice)
             return False
         except Stale:
             return False

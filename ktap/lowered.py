@@ -41,7 +41,7 @@ from ktap.predicate import reads_process
 from ktap.sites import Outside, outside, site_layout
 from ktap.surroundings import FrameEnvironment, event_types
 from ktap.tables import SAMPLES, SUMS, KernelTables, Variables
-from ktap.verifier import Unfit
+from ktap.verifier import REFUSED, Unfit
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Probe
 from vm.machine import Machine
@@ -148,11 +148,18 @@ class Lowering:
                 candidates[index] = Candidate(closure, tuple(e.label for e in events), self._types[index])
         return candidates
 
-    def refuse(self, refused: Refused) -> None:
-        """Leave a handler in the VM; what was made for the kernel so far is given back."""
+    def refuse(self, refused: Refused) -> Optional[str]:
+        """Leave a handler in the VM; what was made for the kernel so far is given back.
+
+        What is to be told of it, where it is the kernel's verifier that does not take it.
+        """
         why = refused.why
         self.refused[refused.handler] = Reason(why.span, why.reason, why.remedy)
         self.close()
+        if self.required or not why.reason.startswith(REFUSED):
+            return None
+        place = self.machine.program.source_name + (f":{why.span.line}" if why.span is not None else "")
+        return f"{place}: the handler runs in the VM: it {why.reason}"
 
     def close(self) -> None:
         """Give back the maps. Safe to call twice."""
@@ -337,17 +344,17 @@ class Lowering:
         try:
             return action()
         except Unfit as error:
-            raise self._blame(handlers, str(error)) from error
+            raise self._blame(handlers, str(error), error.remedy) from error
         except BackendError as error:
             raise self._blame(handlers, f"needs what programs in the kernel have not: {error}") from error
 
-    def _blame(self, handlers: AbstractSet[int], reason: str) -> Refused:
+    def _blame(self, handlers: AbstractSet[int], reason: str, remedy: Optional[str] = None) -> Refused:
         """The refusal of the largest of several handlers, with the place that most likely is the reason."""
         handler = max(handlers, key=lambda number: sum(len(block.operations) for block in self._flat(number).blocks))
         operations = [operation for block in self._flat(handler).blocks for operation in block.operations]
         loops = [operation for operation in operations if operation.op == "ROUND"]
         span = (loops or operations)[0].span if operations else None
-        return Refused(handler, NotLowered(span, reason))
+        return Refused(handler, NotLowered(span, reason, remedy))
 
     def values(self) -> Dict[str, int | MapFd]:
         """What programs refer to."""
