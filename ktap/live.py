@@ -30,7 +30,7 @@ from ktap.needs import Needs, needs
 from ktap.objects import Keep, Objects, Stale
 from ktap.plan import Captured, Wanted, captured, probes_of
 from ktap.resolve import Kernel, Resolver
-from ktap.settings import UNNAMED, Helpers, Options, Say, buffer_bytes, power_of_two, refusal
+from ktap.settings import UNMADE, UNNAMED, Helpers, Options, Say, buffer_bytes, power_of_two, refusal
 from ktap.tracefs import TracepointName
 from ktap.transport import Buffer, OnDemand, Order
 from vm.diagnostic import Diagnostic, Refusal
@@ -348,6 +348,9 @@ class LiveSource:
                 found.append(Loss(what, label, count))
         if self._helpers.spaces is not None and self._helpers.spaces.lost:
             found.append(Loss(UNNAMED, "stacks of processes", self._helpers.spaces.lost))
+        if self._lowering is not None and self._lowering.tables is not None:
+            for name, count in self._lowering.tables.unmade():
+                found.append(Loss(UNMADE, name, count))
         for fd in self._attachment.unread:
             for number, count in deferred.never_returned(fd).items():
                 found.append(Loss(deferred.NEVER_RETURNED, self._labels[number], count))

@@ -265,6 +265,7 @@ class Lowering:
             lambda number: self.names[number],
             self._plumbing,
             objects,
+            len(self.names),
         )
         nested = {self.tables.names[identity] for identity, home in plan.tables.items() if home.nested}
         nested |= {SAMPLES if v.home == AGGREGATION else SUMS for v in plan.variables.values() if v.nested}

@@ -20,6 +20,8 @@ BUFFER_BYTES = 32 << 20
 BUFFER_SHARE = 128
 """No more of the machine's memory than this part."""
 LEAST_BUFFER_BYTES = 1 << 18
+UNMADE = "the kernel could not make a table's entry at that moment"
+"""A loss: of what would have been the first of a new key; it is made by one of the next."""
 UNNAMED = "what processes had mapped: buffer full, so some of their addresses have no names"
 """A loss: of no event, but of what the kernel told about processes."""
 

@@ -63,6 +63,8 @@ KINDS = {
 ON_DEMAND_SINCE = (6, 1)
 """The release of Linux from which on programs allocate entries of hash maps from memory that is kept ready for them
 (kernel/bpf/memalloc.c)."""
+MANY_EVENTS = 500
+"""So many events may insert more at a time, although each of them inserts little."""
 MOST_AT_ONCE = 4
 """So many new entries in one run of a handler are there in any case."""
 
@@ -105,12 +107,14 @@ class KernelTables:
         name_of: NameOf,
         plumbing: Plumbing,
         objects: Objects,
+        events: int,
     ) -> None:
         """`account` has the limit of a table, and counts what did not fit; `drained` says that sums are taken out
         while events fire; `objects` makes the maps.
         """
         self._objects = objects
         self.plan = plan
+        self.events = events
         self.keeping = keeping
         self.account = account
         self.stats = stats = stats_layout(keeping)
@@ -123,14 +127,14 @@ class KernelTables:
         """By the names that programs know them by."""
         self.held: Dict[str, Held] = {}
         self.variable_places: Dict[Variable, Tuple[str, int]] = {}
-        self.reported_drops = 0
+        self.reported_drops: Dict[int, int] = {}
         self.kept_entries = kept_entries(account.table_entries, self.cpus)
         """How many removed entries each processor may leave in a table."""
         self._make_tables(account.table_entries, drained)
         self._make_variables(drained)
         self._spec(ZEROS, ARRAY, 4, max(4096, stats.size_bytes), 1)
         self._spec(STOPPED, ARRAY, 4, 8, 1)
-        self._spec(DROPS, PERCPU_ARRAY, 4, 8, max(1, len(plan.tables)))
+        self._spec(DROPS, PERCPU_ARRAY, 4, 16, max(1, len(plan.tables)))
         self._spec(KEPT, PERCPU_ARRAY, 4, 8, max(1, len(plan.tables)))
 
     # -- making -------------------------------------------------------------------------------
@@ -148,7 +152,10 @@ class KernelTables:
             else:
                 size = self.stats.size_bytes if home.home == AGGREGATION else 16 if drained else 8
                 self._spec(name, PERCPU_HASH, key_bytes(home.facts.key), size, entries, drained)
-            if on_demand and not self._comes_in_bursts(home):
+            if home.facts.key.is_only("probename"):
+                spec = self.specs[name]
+                self.specs[name] = spec._replace(entries=max(1, min(spec.entries, self.events)))
+            if on_demand and self.events < MANY_EVENTS and not self._comes_in_bursts(home):
                 self.specs[name] = self.specs[name]._replace(preallocated=False)
 
     def _comes_in_bursts(self, home: TableHome) -> bool:
@@ -241,9 +248,10 @@ class KernelTables:
                 for key, value in self._taken(name):
                     self._merge(home, self._key(home, key), value)
         self._drain_variables()
-        dropped = sum(count for _, count in self.drops())
-        self.account.dropped_keys += dropped - self.reported_drops
-        self.reported_drops = dropped
+        for number, home in enumerate(self.plan.tables.values()):
+            count = self.drops(number)[0]
+            self.account.drop(home.table, count - self.reported_drops.get(number, 0))
+            self.reported_drops[number] = count
 
     def _taken(self, name: str) -> Iterator[Tuple[bytes, bytes]]:
         """The entries of a per-CPU map, which is empty afterwards, with the values of all processors."""
@@ -268,7 +276,7 @@ class KernelTables:
     def _count_drops(self, home: TableHome, key: object, events: int) -> None:
         """A new key that finds no room was dropped as often as there were events; `put` counts one of them."""
         if len(home.table) >= self.account.table_entries and home.table.read(key) is None:
-            self.account.dropped_keys += events - 1
+            self.account.drop(home.table, events - 1)
 
     def _merge(self, home: TableHome, key: object, value: bytes) -> None:
         added = Stats(self.keeping)
@@ -324,18 +332,17 @@ class KernelTables:
         if stats.count:
             self.variables.write(variable, stats)
 
-    def drops(self) -> Sequence[Tuple[str, int]]:
-        """Tables whose limit was met, and how many new keys were dropped."""
+    def drops(self, table: int) -> Tuple[int, int]:
+        """How many new keys the table of a number did not take: at its limit, and for want of memory at the moment."""
         held = self.held.get(DROPS)
-        if held is None:
-            return ()
-        found: List[Tuple[str, int]] = []
-        for number, home in enumerate(self.plan.tables.values()):
-            value = kernel.lookup(held.inner[0], struct.pack("=I", number), 8 * self.cpus)
-            count = sum(words(value)) if value is not None else 0
-            if count:
-                found.append((home.name, count))
-        return found
+        value = kernel.lookup(held.inner[0], struct.pack("=I", table), 16 * self.cpus) if held is not None else None
+        numbers = words(value) if value is not None else ()
+        return sum(numbers[::2]), sum(numbers[1::2])
+
+    def unmade(self) -> List[Tuple[str, int]]:
+        """Tables in which the kernel could not make entries, and how many events found none."""
+        found = [(home.name, self.drops(number)[1]) for number, home in enumerate(self.plan.tables.values())]
+        return [(name, events) for name, events in found if events]
 
 
 # -- bytes ------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ NOT_OWNED = (type, ModuleType, CodeType, BuiltinFunctionType, Apart)
 class Account(Apart):
     """The charges of one machine. `roots` gives the objects a census starts from."""
 
-    __slots__ = ("allowance", "charged", "dropped_keys", "held", "limit", "roots", "string_bytes", "table_entries")
+    __slots__ = ("allowance", "charged", "drops", "held", "limit", "roots", "string_bytes", "table_entries")
 
     def __init__(self, limits: Limits, roots: Callable[[], Iterable[object]]) -> None:
         self.limit = limits.memory_bytes
@@ -62,8 +62,18 @@ class Account(Apart):
         self.allowance = limits.memory_bytes
         self.held = 0
         """Bytes the last census found."""
-        self.dropped_keys = 0
-        """New keys that tables at their limit did not take."""
+        self.drops: Dict[int, Tuple[Table, int]] = {}
+        """Tables at their limit, by identity, and how many new keys each did not take."""
+
+    @property
+    def dropped_keys(self) -> int:
+        """New keys that tables at their limit did not take, in all."""
+        return sum(keys for _, keys in self.drops.values())
+
+    def drop(self, table: Table, keys: int = 1) -> None:
+        """Note that a table at its limit did not take new keys."""
+        if keys:
+            self.drops[id(table)] = (table, self.drops.get(id(table), (table, 0))[1] + keys)
 
     def charge(self, size_bytes: int) -> None:
         """Note that so many bytes were taken. Raises Fault("memory")."""

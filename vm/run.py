@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Action, Batch, Event, Loss, Probe, Source
@@ -22,6 +22,7 @@ from vm.fault import Exit, Fault
 from vm.host import Host
 from vm.machine import Bound, Machine
 from vm.program import Program
+from vm.table_names import name_of
 from vm.timers import Schedule, period_ns
 
 POLL_NS = 100_000_000
@@ -139,9 +140,7 @@ class Run:
         finally:
             if source is not None:
                 source.close()
-        if machine.account.dropped_keys:
-            where = f"limit of {machine.limits.table_entries} entries"
-            losses.append(Loss(TABLE_FULL, where, machine.account.dropped_keys))
+        losses.extend(dropped_keys(machine))
         return Outcome(self.status, tuple(losses))
 
     # -- parts of a run -----------------------------------------------------------------------
@@ -245,6 +244,17 @@ class Run:
         end = bisect_right(records, (end_ns, float("inf")), done)
         self.machine.deliver(records[done:end], self.bound)
         return end
+
+
+def dropped_keys(machine: Machine) -> List[Loss]:
+    """The new keys that tables did not take: for each table that has a name, and for all others together."""
+    limit = f"limit of {machine.limits.table_entries} entries"
+    found: Dict[str, int] = {}
+    for table, keys in machine.account.drops.values():
+        name = name_of(machine, table)
+        where = limit if name is None else f"{name}, {limit}"
+        found[where] = found.get(where, 0) + keys
+    return [Loss(TABLE_FULL, where, keys) for where, keys in found.items()]
 
 
 def is_own(probe: Probe) -> bool:

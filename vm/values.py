@@ -49,7 +49,9 @@ class Accountant(Protocol):
     """What a table asks when it grows (`vm.memory.Account` is the one there is)."""
 
     table_entries: int
-    dropped_keys: int
+
+    def drop(self, table: Table, keys: int = 1) -> None:
+        """Note that a table at its limit did not take new keys."""
 
     def charge(self, size_bytes: int) -> None:
         """Note that so many bytes were taken. Raises Fault("memory")."""
@@ -207,7 +209,7 @@ class Table(Dict[object, object]):
         account = self.account
         if key not in self:
             if len(self) >= account.table_entries:
-                account.dropped_keys += 1
+                account.drop(self)
                 return
             size_bytes = ENTRY_BYTES
             if type(key) is not int:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from compiler.lower.emit import Emitter
 
 BPF_ANY, BPF_NOEXIST = 0, 1
+MAP_IS_FULL = -7
+"""-E2BIG. What else keeps an entry from being made is that its memory or the lock of its bucket is not to be had now."""
 EXCHANGES = 8
 """How often an extreme is tried: more interrupts than can nest on one processor."""
 
@@ -166,18 +168,20 @@ class Stores:
             again(found)
             w.goto(done)
         w.label(full)
-        self._count_drop(home)
+        self._count_drop(home, failed)
         w.goto(done)
         w.label(done)
 
-    def _count_drop(self, home: TableHome) -> None:
+    def _count_drop(self, home: TableHome, failed: str) -> None:
+        """Count a new entry that could not be made, by whether the map is full."""
         w = self.w
         place = w.index(list(self.shared.plan.tables).index(id(home.table)))
         counter = w.call("map_lookup", w.reference("drops"), place)
         some, none = w.fresh("some"), w.fresh("none")
         w.branch(w.value(f"icmp ne ptr {counter}, null"), some, none)
         w.label(some)
-        w.value(f"atomicrmw add ptr {counter}, i64 1 seq_cst")
+        other = w.value(f"select i1 {w.value(f'icmp eq i64 {failed}, {MAP_IS_FULL}')}, i64 0, i64 8")
+        w.value(f"atomicrmw add ptr {w.at(counter, other)}, i64 1 seq_cst")
         w.goto(none)
         w.label(none)
 
@@ -216,13 +220,12 @@ class Stores:
             failed = self.w.call("map_update", inside, key, zeros, BPF_NOEXIST)
             found = self.w.call("map_lookup", inside, key)
             made, full, done = self.w.fresh("made"), self.w.fresh("full"), self.w.fresh("done")
-            del failed
             self.w.branch(self.w.value(f"icmp ne ptr {found}, null"), made, full)
             self.w.label(made)
             sample(found)
             self.w.goto(done)
             self.w.label(full)
-            self._count_drop(home)
+            self._count_drop(home, failed)
             self.w.goto(done)
             self.w.label(done)
 

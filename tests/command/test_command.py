@@ -223,7 +223,7 @@ def test_limits(ktap: Ktap, flag: str, script: str, message: str) -> None:
 
 def test_a_full_table_is_told_and_can_be_the_exit_status(ktap: Ktap) -> None:
     words = ("--max-entries", "10", "-e", "t = {} for (i = 1, 25) { t[i] = i } print(len(t))")
-    told = "ktap: lost 15 new keys: table full (limit of 10 entries); raise --max-entries\n"
+    told = "ktap: lost 15 new keys: table full (t, limit of 10 entries); raise --max-entries\n"
     done = ktap(*words)
     assert (done.stdout, done.stderr) == ("10\n", told)
     done = ktap("--fail-on-loss", *words, status=4)

@@ -424,7 +424,24 @@ def test_losses() -> None:
     source = Recorded([(at(*range(10)), 20)])
     source.lost = (Loss("ring buffer full", "sched:*", 12),)
     _, outcome, _ = executed("t = {} trace a:b { t[nsecs] = 1 }", source, limits=Limits(table_entries=4))
-    assert outcome.losses == (Loss("ring buffer full", "sched:*", 12), Loss(TABLE_FULL, "limit of 4 entries", 6))
+    assert outcome.losses == (Loss("ring buffer full", "sched:*", 12), Loss(TABLE_FULL, "t, limit of 4 entries", 6))
+
+
+@pytest.mark.parametrize(
+    ("script", "losses"),
+    [
+        (
+            "t = {} u = {} for (i = 1, 5) { t[i] = 1 u[i] = 1 u[-i] = 1 }",
+            {"t, limit of 3 entries": 2, "u, limit of 3 entries": 7},
+        ),
+        ("var t = {} trace_end { t[1] = 1 } for (i = 1, 5) { t[i] = 1 }", {"t, limit of 3 entries": 2}),
+        ("function f() { var t = {} for (i = 1, 5) { t[i] = 1 } } f() f()", {"limit of 3 entries": 4}),
+        ("t = {} t.in_it = {} for (i = 1, 5) { t.in_it[i] = 1 }", {"limit of 3 entries": 2}),
+    ],
+)
+def test_the_table_is_named(script: str, losses: dict[str, int]) -> None:
+    _, outcome, _ = executed(script, None, limits=Limits(table_entries=3))
+    assert {loss.where: loss.events for loss in outcome.losses if loss.what == TABLE_FULL} == losses
 
 
 def frames(number: int) -> Tuple[Frame, ...]:

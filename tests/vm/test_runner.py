@@ -126,7 +126,11 @@ def test_limits(alone: Path) -> None:
     assert "script.kp:1:28: stack overflow; raise the limit with --max-depth\n" in errors
     assert errors.count("called from f") == 19
     path = image(alone / "b.kpc", "for (i = 1, 100) { t[i] = i }\nprint(len(t))\n")
-    assert run(alone, "--max-entries=40", path) == (0, "40\n", "vm: lost 60 keys: table full (limit of 40 entries)\n")
+    assert run(alone, "--max-entries=40", path) == (
+        0,
+        "40\n",
+        "vm: lost 60 keys: table full (t, limit of 40 entries)\n",
+    )
     path = image(alone / "c.kpc", "while (true) { print('x') }\n")
     status, output, errors = run(alone, "--max-output", "1K", path)
     assert (status, len(output)) == (1, 1024)
@@ -208,7 +212,7 @@ def test_run_in_this_process(
     monkeypatch.setattr("os.close", lambda _: None)
     path = image(tmp_path / "a.kpc", "t[1] = 1 t[2] = 2 t[3] = 3 print(len(t), arg[1])")
     assert runner.run(["--max-entries", "2", path, "x"]) == 0
-    assert capfdbinary.readouterr() == (b"2\tx\n", b"vm: lost 1 keys: table full (limit of 2 entries)\n")
+    assert capfdbinary.readouterr() == (b"2\tx\n", b"vm: lost 1 keys: table full (t, limit of 2 entries)\n")
     assert runner.run([str(tmp_path / "none")]) == 2
     assert runner.run([__file__]) == 1
     assert runner.run(["--help"]) == 0
