@@ -10,10 +10,11 @@ not know it shows as bytes.
 from __future__ import annotations
 
 import struct
-from typing import Callable, List, Mapping, NamedTuple, Optional
+from typing import Callable, List, Mapping, Optional
 
 from compiler.bpf import Code
 from compiler.ir import HELPERS
+from vm.named_tuple import NamedTuple
 
 LD, LDX, ST, STX, ALU, JMP, JMP32, ALU64 = range(8)
 """Classes: the low three bits of an opcode."""

@@ -13,9 +13,10 @@ import os
 import signal
 import struct
 import sys
-from typing import List, NamedTuple, NoReturn, Optional, Tuple
+from typing import List, NoReturn, Optional, Tuple
 
 from compiler.bpf import BackendError, Code, Reference, compile_program, prepare
+from vm.named_tuple import NamedTuple
 
 LENGTH = struct.Struct("<I")
 WELL, WRONG = b"\1", b"\0"

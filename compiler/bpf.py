@@ -13,9 +13,10 @@ from __future__ import annotations
 import re
 import struct
 from functools import cache
-from typing import TYPE_CHECKING, Mapping, NamedTuple, Union
+from typing import TYPE_CHECKING, Mapping, Union
 
 from compiler.ir import MARK
+from vm.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from types import ModuleType

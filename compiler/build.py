@@ -6,7 +6,7 @@ What the grammar lets through and the language does not is refused here.
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, NamedTuple, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from lark import Token
 
@@ -14,6 +14,7 @@ from compiler import hints, literal, tree
 from compiler.filter import FilterError, parse_filter
 from compiler.place import Placed, cover, place, within
 from vm.diagnostic import Diagnostic
+from vm.named_tuple import NamedTuple
 from vm.program import Span
 
 TIMER = re.compile(r"(tick|profile)-(\d+)(\w*)", re.ASCII)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Collection, NamedTuple, Union
+from typing import Collection, Union
 
 from compiler import tree
 from compiler.fold import fold
 from compiler.generate import generate
 from compiler.scope import resolve
 from vm.diagnostic import Diagnostic, Refusal
+from vm.named_tuple import NamedTuple
 from vm.program import Program
 
 FRAMES = 6000

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Collection, NamedTuple, Optional
+from typing import Collection, Optional
 
 from compiler.skim import CLOSERS, KEYWORDS, SKIM
+from vm.named_tuple import NamedTuple
 
 WORDS = {
     "elif": "did you mean 'elseif'?",

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Callable, List, NamedTuple, Set, Tuple
+from typing import Callable, List, Set, Tuple
+
+from vm.named_tuple import NamedTuple
 
 
 class Helper(NamedTuple):

@@ -12,13 +12,14 @@ Rules beyond those of the language page:
 
 from __future__ import annotations
 
-from typing import Collection, NamedTuple, Optional, Sequence, Union
+from typing import Collection, Optional, Sequence, Union
 
 from compiler import tree
 from compiler.skim import KEYWORDS
 from compiler.spell import suggest
 from vm.diagnostic import Diagnostic
 from vm.event import OLDER_NAMES, VARIABLES
+from vm.named_tuple import NamedTuple
 from vm.program import Span
 
 EVENT_NAMES = frozenset(variable.name for variable in VARIABLES)

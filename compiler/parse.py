@@ -7,7 +7,7 @@ next statement begins, and reading goes on there.
 from __future__ import annotations
 
 from functools import cache
-from typing import Collection, Iterator, NamedTuple, Optional, Union
+from typing import Collection, Iterator, Optional, Union
 
 from lark import Lark, Token, UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 from lark.lexer import LineCounter
@@ -18,6 +18,7 @@ from compiler.hints import Explanation, Mistake, Opening, explain
 from compiler.place import place, span_of
 from compiler.skim import CLOSERS, HEADERS, SKIM, Broken, next_statement
 from vm.diagnostic import Diagnostic, Refusal
+from vm.named_tuple import NamedTuple
 from vm.program import Span
 
 MOST_ERRORS = 20

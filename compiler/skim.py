@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+
+from vm.named_tuple import NamedTuple
 
 SKIM = re.compile(
     r"""(?P<blank>[\s\ufeff]+|\#[^\n]*)

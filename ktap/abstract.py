@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Dict, FrozenSet, NamedTuple, Optional, Union
+from typing import Dict, FrozenSet, Optional, Union
 
 from ktap import demand
 from vm.c_types import Type
+from vm.named_tuple import NamedTuple
 
 
 class Known(NamedTuple):

@@ -14,9 +14,10 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from time import monotonic
-from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 from ktap.side_band import Change, Ended, Forked, Mapped, SideBand, Started
+from vm.named_tuple import NamedTuple
 
 MOST_ENDED = 8192
 """Processes that have ended and are still known; each takes about a kilobyte."""

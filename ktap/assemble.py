@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, NamedTuple, Tuple
+from typing import TYPE_CHECKING, Callable, Tuple
 
 from compiler.bpf import Code
 from ktap import kernel, task_name
 from ktap.capture import SYSCALL_ENTER, SYSCALL_EXIT, Case, InPlace, Spec, capture_ir
+from vm.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from ktap.attach import Options

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from compiler.bpf import Code, KernelVariable, MapFd, link
 from ktap import kernel, libbcc
@@ -44,6 +44,7 @@ from ktap.sending import RING
 from ktap.transport import Buffer
 from ktap.verifier import check
 from ktap.waiting import SLEEPABLE, can_wait, waits
+from vm.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from ktap.lowered import Lowering

@@ -13,10 +13,11 @@ import re
 import struct
 from array import array
 from functools import cache
-from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Dict, Iterable, List, Optional, Tuple
 
 from vm.c_types import Array, Float, Function, Integer, Member, Named, Pointer, Structure, Type, Void
 from vm.cdata import find_member
+from vm.named_tuple import NamedTuple
 
 PATH = "/sys/kernel/btf/vmlinux"
 MAGIC = 0xEB9F

@@ -9,7 +9,9 @@ expressions that declare scalars. Operators and their precedence are those of C 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, Optional, Union
+from typing import Optional, Union
+
+from vm.named_tuple import NamedTuple
 
 
 class Unsupported(Exception):

@@ -7,7 +7,7 @@ the calling convention.
 from __future__ import annotations
 
 import re
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ktap.btf import Btf, Prototype
 from ktap.calls import CALL, CALL_RETURN, Called
@@ -20,6 +20,7 @@ from ktap.plan import reads_record
 from ktap.registers import MACHINES, Machine
 from vm.c_types import Integer, Pointer, Scope, Type, Void, show
 from vm.fault import Fault
+from vm.named_tuple import NamedTuple
 from vm.values import wrap
 
 PROBE, FTRACE = "probe", "ftrace"

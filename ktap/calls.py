@@ -6,12 +6,13 @@ words, and behind them the result: a record that is made of nothing else can be 
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional
+from typing import List, Optional
 
 from compiler.ir import Writer
 from ktap.demand import Binary, Expression, Place, Read, Value
 from ktap.fetched import FUNCTION, Part, Recipe
 from ktap.registers import MACHINES, WORD_BYTES
+from vm.named_tuple import NamedTuple
 
 CALL, CALL_RETURN = "call", "call's return"
 """A function of the kernel is called, or returns; the context has the registers, and a cookie the event's number."""

@@ -11,7 +11,7 @@ together).
 
 from __future__ import annotations
 
-from typing import Callable, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Callable, List, Mapping, Optional, Tuple
 
 from compiler.ir import Writer
 from ktap import deferred, demand, waiting
@@ -25,6 +25,7 @@ from ktap.layout import Layout, aligned, integer
 from ktap.members import Member
 from ktap.predicate import UNDECIDED_OFFSET, Predicate, lower, searches, text_area
 from ktap.sending import RING, STACK_RECORD_BYTES, send
+from vm.named_tuple import NamedTuple
 
 SYSCALL_ENTER, SYSCALL_EXIT, RAW, TRACEPOINT, PROFILE = "syscall enter", "syscall exit", "raw", "tracepoint", "profile"
 """What a program is attached to, which says what its context holds."""

@@ -7,7 +7,7 @@ One class is made for each kind of point, with a property a name; the object is 
 from __future__ import annotations
 
 from struct import Struct
-from typing import Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 from ktap import demand
 from ktap.event_format import INTEGER, POINTER, RETVAL, EventFormat, Field, reader
@@ -15,6 +15,7 @@ from ktap.layout import Layout, Values
 from ktap.members import Member
 from vm.event import VARIABLES
 from vm.fault import Fault
+from vm.named_tuple import NamedTuple
 from vm.values import Cdata, Stack, wrap
 
 RECORD, ARGUMENTS = "record", "arguments"

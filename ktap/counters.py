@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import re
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 from ktap import kernel
 from ktap.demand import BYTES, KERNEL, USER, Expression, Number, Place, Read
 from ktap.fetch import Argument, Shape, instruction_of
 from ktap.fetched import Record, record_of
 from ktap.registers import MACHINES, Machine
+from vm.named_tuple import NamedTuple
 from vm.values import wrap
 
 HARDWARE, SOFTWARE, CACHE, RAW, BREAKPOINT = 0, 1, 3, 4, 5

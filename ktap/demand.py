@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Callable, FrozenSet, Iterable, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Callable, FrozenSet, Iterable, Mapping, Optional, Tuple, Union
 
+from vm.named_tuple import NamedTuple
 from vm.values import wrap
 
 STRING, BYTES = "string", "bytes"

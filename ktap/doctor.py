@@ -6,7 +6,9 @@ Nothing is guessed from version numbers: programs are loaded, events opened, fil
 from __future__ import annotations
 
 import os
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, Optional
+
+from vm.named_tuple import NamedTuple
 
 BPF_CAPABILITIES = {"CAP_BPF": 39, "CAP_PERFMON": 38, "CAP_SYS_ADMIN": 21}
 """Bit numbers of linux/capability.h."""

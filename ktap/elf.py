@@ -15,7 +15,9 @@ from bisect import bisect_right
 from functools import cache, cached_property
 from io import BytesIO
 from struct import Struct
-from typing import IO, TYPE_CHECKING, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import IO, TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Tuple
+
+from vm.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile

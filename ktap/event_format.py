@@ -21,7 +21,9 @@ from __future__ import annotations
 
 import re
 from struct import Struct
-from typing import Callable, NamedTuple, Optional, Sequence
+from typing import Callable, Optional, Sequence
+
+from vm.named_tuple import NamedTuple
 
 INLINE, DATA_LOC, REL_LOC = "inline", "data_loc", "rel_loc"
 """Where the bytes of a field lie: in place, or behind a word that says where."""

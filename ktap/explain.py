@@ -7,7 +7,7 @@ are attached; so what is told is what a run would do, on this kernel, with these
 from __future__ import annotations
 
 import os
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from compiler.assembly import disassemble
 from compiler.bpf import Code, compile_program
@@ -43,6 +43,7 @@ from vm.event import Probe
 from vm.fault import Exit, Fault
 from vm.limits import Limits
 from vm.machine import Machine
+from vm.named_tuple import NamedTuple
 from vm.program import Program
 from vm.run import is_own
 

@@ -10,10 +10,11 @@ pt_regs, a `Read` is memory. Source: Documentation/trace/kprobetrace.rst, "Synop
 from __future__ import annotations
 
 import re
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 
 from ktap.demand import BYTES, KERNEL, STRING, USER, Binary, Expression, Number, Place, Read, Symbol, Value
 from ktap.registers import WORD_BYTES, Machine, Part, argument_register, argument_slot
+from vm.named_tuple import NamedTuple
 from vm.values import wrap
 
 MOST_ELEMENTS = 64

@@ -9,11 +9,12 @@ Source: kernel/trace/trace_probe.c and trace_probe_tmpl.h.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
 from ktap.demand import STRING, Expression, Read, Value
 from ktap.event_format import BYTES, DATA_LOC, INLINE, INTEGER, INTEGERS, RETVAL, TEXT, EventFormat, Field
 from ktap.fetch import COMM, MOST_STRING_BYTES, Argument, Shape
+from vm.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from ktap.capture import Frame

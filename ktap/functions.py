@@ -11,10 +11,11 @@ import re
 from bisect import bisect_left
 from fnmatch import translate
 from functools import cache
-from typing import Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from ktap import links, tracefs
 from vm.diagnostic import Refusal
+from vm.named_tuple import NamedTuple
 
 KALLSYMS = "/proc/kallsyms"
 BLACKLIST = "/sys/kernel/debug/kprobes/blacklist"

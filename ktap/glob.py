@@ -7,9 +7,10 @@ right for globs. Source of the syntax: lib/glob.c.
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional, Tuple, Union
+from typing import List, Optional, Tuple, Union
 
 from compiler.ir import Writer
+from vm.named_tuple import NamedTuple
 
 MOST_TEXT_BYTES = 4096
 """Of a string that is compared."""

@@ -11,7 +11,7 @@ import os
 import re
 import struct
 from functools import cache
-from typing import Iterator, NamedTuple, Optional
+from typing import Iterator, Optional
 
 from ktap.bpf import ARRAY as ARRAY
 from ktap.bpf import ARRAY_OF_MAPS as ARRAY_OF_MAPS
@@ -67,6 +67,7 @@ from ktap.bpf import open_attribute as open_attribute
 from ktap.bpf import run_at_perf_event as run_at_perf_event
 from ktap.bpf import set_program as set_program
 from ktap.bpf import update as update
+from vm.named_tuple import NamedTuple
 
 
 def remedy(error: OSError) -> Optional[str]:

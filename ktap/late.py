@@ -8,9 +8,10 @@ PATIENCE_NS: a call that blocks may return much later, and then the value is nil
 from __future__ import annotations
 
 from collections import deque
-from typing import Deque, Dict, List, NamedTuple, Tuple
+from typing import Deque, Dict, List, Tuple
 
 from ktap.layout import Values
+from vm.named_tuple import NamedTuple
 
 PATIENCE_NS = 20_000_000
 

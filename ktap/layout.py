@@ -12,7 +12,9 @@ it, and ktap.captured gives its items the names that scripts know.
 from __future__ import annotations
 
 from struct import Struct
-from typing import Callable, NamedTuple, Optional, Tuple
+from typing import Callable, Optional, Tuple
+
+from vm.named_tuple import NamedTuple
 
 HEAD = "QII"
 """Monotonic time in ns, number of the point, processor."""

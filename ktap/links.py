@@ -15,10 +15,11 @@ import os
 import struct
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple
 
 from ktap import kernel
 from ktap.calls import Called
+from vm.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from ktap.capture import Case

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 import struct
 from fnmatch import translate
-from typing import Iterator, List, NamedTuple, Optional, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 from ktap.demand import BYTES, USER, Binary, Expression, Number, Place, Read
 from ktap.elf import Binary as File
 from ktap.fetch import Argument, Shape, instruction_of
 from ktap.registers import Machine, Part
 from ktap.user_functions import NoEvent, Spot, Written, open_target
+from vm.named_tuple import NamedTuple
 from vm.values import wrap
 
 STAPSDT_KIND = 3

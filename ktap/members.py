@@ -7,13 +7,14 @@ made in the kernel when the event fires, and what cannot be read is nil.
 from __future__ import annotations
 
 import sys
-from typing import Iterator, NamedTuple, Sequence
+from typing import Iterator, Sequence
 
 from ktap.demand import BYTES, KERNEL, Binary, Expression, Number, Read
 from vm.c_types import Array, Integer, Named, Pointer, Scope, Structure, Type, show
 from vm.c_types import Member as StructureMember
 from vm.cdata import CHARACTER_NAMES, find_member
 from vm.fault import Fault
+from vm.named_tuple import NamedTuple
 
 POINTER_BYTES = 8
 TASK = Pointer(Named("struct task_struct"))

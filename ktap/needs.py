@@ -12,12 +12,13 @@ address is refused, because the memory can only be read when the event fires.
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from ktap import demand
 from ktap.demand import Demand
 from ktap.walk import MOST_STRING_BYTES, Facts, Types, Walk
 from vm.diagnostic import Diagnostic
+from vm.named_tuple import NamedTuple
 from vm.program import Program, Span
 
 

@@ -8,10 +8,11 @@ cached run may add to the interpreter's own start.
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 from vm.arguments import read_size
 from vm.diagnostic import Diagnostic, Refusal
+from vm.named_tuple import NamedTuple
 
 
 class Options(NamedTuple):

@@ -16,11 +16,12 @@ import mmap
 import os
 import struct
 from time import monotonic_ns
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 from ktap import kernel
 from ktap.layout import Layout, Values
 from ktap.transport import POINT_OFFSET, Drained, Shape, shape, striding
+from vm.named_tuple import NamedTuple
 
 SAMPLE, LOST = 9, 2
 SAMPLE_HEADER = 12

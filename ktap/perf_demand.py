@@ -6,7 +6,7 @@ that reads memory is refused at the place where it does.
 
 from __future__ import annotations
 
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Set
+from typing import Dict, List, Mapping, Optional, Sequence, Set
 
 from ktap.capture import RAW
 from ktap.captured import IN_INTERRUPT
@@ -16,6 +16,7 @@ from ktap.perf_values import PARENT
 from ktap.plan import Wanted, reads_record
 from vm.diagnostic import Diagnostic
 from vm.event import Probe
+from vm.named_tuple import NamedTuple
 from vm.program import Program, Span
 
 NEEDS_BPF = "takes BPF, which this run does without"

@@ -17,9 +17,10 @@ import os
 import struct
 from contextlib import suppress
 from struct import Struct
-from typing import Callable, NamedTuple, Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 from ktap import kernel
+from vm.named_tuple import NamedTuple
 
 SOFTWARE, TRACEPOINT = 1, 2
 DUMMY = 9

@@ -14,10 +14,11 @@ import errno
 import mmap
 import os
 from time import monotonic_ns
-from typing import Iterator, NamedTuple, Optional, Tuple
+from typing import Iterator, Optional, Tuple
 
 from ktap import kernel
 from ktap.perf_buffer import HEAD_INDEX, HEADER, TAIL_INDEX
+from vm.named_tuple import NamedTuple
 
 MEMBARRIER_CALL = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}
 GLOBAL_BARRIER = 1

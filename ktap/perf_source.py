@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from operator import itemgetter
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 from ktap import kernel
 from ktap.captured import make_event
@@ -54,6 +54,7 @@ from ktap.tasks import Change, Tasks, read_change
 from ktap.tracefs import TracepointName
 from vm.diagnostic import Refusal
 from vm.event import Action, Batch, Event, Loss, Probe
+from vm.named_tuple import NamedTuple
 from vm.program import Program
 
 TASK_RING_BYTES = 1 << 19

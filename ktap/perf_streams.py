@@ -6,7 +6,7 @@ numbers are told apart in the kernel's filter, and again here.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from ktap.capture import PROFILE, SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT
 from ktap.captured import KERNEL_STACK, PLUMBING_FRAMES, USER_STACK
@@ -18,6 +18,7 @@ from ktap.perf_event import TRACEPOINT as TRACEPOINT_TYPE
 from ktap.perf_values import Maker, samples_of, tracepoint_fills
 from ktap.plan import Captured
 from ktap.tracefs import TracepointName
+from vm.named_tuple import NamedTuple
 
 EXCLUDE_CHAIN_KERNEL, EXCLUDE_CHAIN_USER = 1 << 21, 1 << 22
 RAW_GROUP = "raw_syscalls"

@@ -6,7 +6,7 @@ A value that a sample does not tell is None. Filters are decided here, on the tu
 from __future__ import annotations
 
 import struct
-from typing import Callable, Dict, List, NamedTuple, Optional
+from typing import Callable, Dict, List, Optional
 
 from ktap.captured import IN_INTERRUPT, KERNEL_STACK, RECORD, USER_STACK
 from ktap.demand import Demand
@@ -16,6 +16,7 @@ from ktap.plan import Captured, Wanted
 from ktap.predicate import All, Negated, Predicate, Running, Some
 from ktap.recorded_filter import decider
 from ktap.tasks import GONE, Tasks
+from vm.named_tuple import NamedTuple
 
 COMMON_PID = struct.Struct("=I").unpack_from
 FLAGS_OFFSET, INTERRUPT_FLAGS = 2, 0x08 | 0x10 | 0x40 | 0x80

@@ -7,7 +7,7 @@ program and one record, and the filters that held are told by bits of the point'
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ktap import demand
 from ktap.capture import (
@@ -39,6 +39,7 @@ from ktap.event_format import INLINE, INTEGER, POINTER, RETVAL, EventFormat, Fie
 from ktap.filling import record_bytes
 from ktap.layout import Slot, aligned, fixed, integer, variable
 from ktap.predicate import Predicate, looks_to, reads_process
+from vm.named_tuple import NamedTuple
 from vm.values import wrap
 
 if TYPE_CHECKING:

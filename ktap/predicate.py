@@ -8,10 +8,11 @@ name is the event's field first, then one of CONTEXT.
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Optional, Sequence, Tuple, Union
 
 from ktap.event_format import DATA_LOC, INLINE, INTEGER, POINTER, REL_LOC, RETVAL, TEXT, EventFormat, Field
 from ktap.glob import MOST_TEXT_BYTES, TEXT_VALUE_BYTES, Text, equal, glob_match, name_length, parse_glob
+from vm.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from compiler import filter as syntax

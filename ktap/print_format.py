@@ -12,12 +12,13 @@ which the kernel prints with code of its own, kernel/trace/trace_syscalls.c.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, NamedTuple, Optional, Sequence, cast
+from typing import Callable, Dict, Optional, Sequence, cast
 
 from ktap import event_format
 from ktap.c_expression import Unsupported, parse_list
 from ktap.event_format import EventFormat, Raw
 from ktap.pointer_format import KernelNames
+from vm.named_tuple import NamedTuple
 
 Formatter = Callable[[Raw], bytes]
 

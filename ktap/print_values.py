@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Callable, NamedTuple, Optional, Union
+from typing import Callable, Optional, Union
 
 from ktap import c_expression as c
 from ktap.c_expression import Integer
+from vm.named_tuple import NamedTuple
 
 
 class Number(NamedTuple):

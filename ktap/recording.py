@@ -18,7 +18,7 @@ Everything is kept as it was captured, so any script can be run on it later: kta
 
 from __future__ import annotations
 
-from typing import Mapping, NamedTuple, Optional, Tuple
+from typing import Mapping, Optional, Tuple
 
 from ktap.demand import Demand, Read
 from ktap.layout import Layout
@@ -26,6 +26,7 @@ from ktap.members import Member
 from ktap.predicate import Predicate
 from vm import c_types
 from vm.event import Loss
+from vm.named_tuple import NamedTuple
 
 VERSION = 1
 HEADER, EVENTS, NAMES, TYPES, RECORDS, END = b"head", b"evnt", b"name", b"type", b"recs", b"endo"

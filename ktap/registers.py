@@ -7,7 +7,9 @@ parts of registers that static markers use.
 
 from __future__ import annotations
 
-from typing import Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Dict, Mapping, Optional, Tuple
+
+from vm.named_tuple import NamedTuple
 
 WORD_BYTES = 8
 

@@ -12,20 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from struct import Struct
-from typing import (
-    Callable,
-    Dict,
-    Iterator,
-    List,
-    Mapping,
-    NamedTuple,
-    NoReturn,
-    Optional,
-    Sequence,
-    Tuple,
-    Type,
-    TypeVar,
-)
+from typing import Callable, Dict, Iterator, List, Mapping, NoReturn, Optional, Sequence, Tuple, Type, TypeVar
 
 from ktap import recording as file
 from ktap.capture import RAW
@@ -40,6 +27,7 @@ from vm import c_types
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Batch, Event, Loss, Probe
 from vm.local_host import LocalHost
+from vm.named_tuple import NamedTuple
 
 T = TypeVar("T")
 MOST_SLOTS = 1000

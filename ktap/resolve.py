@@ -6,7 +6,7 @@ named outright must be there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ktap import syscalls
 from ktap.capture import COUNTER, PROFILE, RAW, SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT
@@ -22,6 +22,7 @@ from vm.c_types import Named, Pointer, Scope, Type
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Probe
 from vm.limits import Limits
+from vm.named_tuple import NamedTuple
 from vm.program import Program, Span
 from vm.timers import period_ns
 

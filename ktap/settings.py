@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Optional, Sequence, Tuple
 
 from ktap import kernel
 from ktap.captured import TextOf
@@ -11,6 +11,7 @@ from ktap.demand import Demand
 from ktap.event_format import EventFormat
 from ktap.walk import Types
 from vm.diagnostic import Diagnostic, Refusal
+from vm.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from ktap.address_spaces import AddressSpaces

@@ -11,9 +11,10 @@ import mmap
 import os
 from struct import Struct
 from time import monotonic_ns
-from typing import List, NamedTuple, Tuple, Union
+from typing import List, Tuple, Union
 
 from ktap import kernel
+from vm.named_tuple import NamedTuple
 
 DUMMY = 9
 """PERF_COUNT_SW_DUMMY."""

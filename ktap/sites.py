@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import repeat
 from operator import itemgetter
 from struct import pack
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from compiler.lower.types import Type
 from compiler.lower.values import Site, Value
@@ -19,6 +19,7 @@ from ktap.tables import NameOf, number, unpack_bytes
 from vm.event import Action, Bulk, Event
 from vm.fault import Fault, Frame
 from vm.machine import Machine
+from vm.named_tuple import NamedTuple
 from vm.output import Output
 from vm.printf import plan_of
 from vm.values import describe, tostring

@@ -6,9 +6,10 @@ Source: kernel/kallsyms.c (`%pS`, `%ps`), `printk_formats` of tracefs, and ktap.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Optional, Sequence
 
 from vm.c_types import Structure
+from vm.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from ktap.kernel_data import KernelData

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from compiler.lower.flat import Variable
 from compiler.lower.layouts import (
@@ -44,6 +44,7 @@ from ktap.objects import Objects
 from vm.aggregate import Keeping, Stats
 from vm.histogram import steps
 from vm.memory import Account
+from vm.named_tuple import NamedTuple
 from vm.values import MAX_INTEGER, MIN_INTEGER, Address, Key, Stack, outer_key, wrap
 
 DROPS, KEPT, ZEROS, SUMS, SAMPLES, STOPPED = "drops", "kept", "zeros", "sums", "samples", "stopped"

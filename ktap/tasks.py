@@ -12,7 +12,9 @@ from __future__ import annotations
 import os
 import re
 from struct import Struct
-from typing import Dict, Iterable, NamedTuple, Optional, Set, Tuple
+from typing import Dict, Iterable, Optional, Set, Tuple
+
+from vm.named_tuple import NamedTuple
 
 COMM, EXIT, FORK = 3, 4, 7
 """Kinds of records (PERF_RECORD_*)."""

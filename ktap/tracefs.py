@@ -10,10 +10,11 @@ import errno
 import os
 import re
 from fnmatch import translate
-from typing import Iterable, NamedTuple, Optional, Sequence
+from typing import Iterable, Optional, Sequence
 
 from ktap.event_format import EventFormat, parse_format
 from vm.diagnostic import Diagnostic, Refusal
+from vm.named_tuple import NamedTuple
 
 MOUNTS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 """Where tracefs is found, in order: its own mount point, then the one below debugfs."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 from operator import itemgetter
 from struct import Struct
 from time import monotonic_ns
-from typing import Callable, List, NamedTuple, Optional, Protocol, Sequence, Tuple
+from typing import Callable, List, Optional, Protocol, Sequence, Tuple
 
 from ktap.layout import Decoder, Layout, Values, decoder
+from vm.named_tuple import NamedTuple
 
 POINT_OFFSET = 8
 """Of the point's number in a record."""

@@ -12,10 +12,11 @@ import errno
 import os
 import struct
 from functools import cache
-from typing import List, NamedTuple, Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 from ktap import kernel
 from ktap.user_functions import Spot
+from vm.named_tuple import NamedTuple
 
 LINK_CREATE = 28
 PERF_EVENT_LINK, UPROBE_MULTI = 41, 48

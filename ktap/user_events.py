@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Collection, List, NamedTuple, Optional
+from typing import Collection, List, Optional
 
 from ktap.capture import USER_ENTRY, USER_RETURN
 from ktap.demand import USER, Binary, Expression, Number
@@ -11,6 +11,7 @@ from ktap.fetched import FUNCTION, Record, address_argument, record_of, return_a
 from ktap.markers import find_markers, marker_arguments
 from ktap.registers import MACHINES, Machine
 from ktap.user_functions import MARKERS, Found, NoEvent, Spot, Written, find_functions, open_target, take_apart
+from vm.named_tuple import NamedTuple
 
 REGISTER_ARGUMENTS = 6
 MOST_ARGUMENTS = 9

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase, translate
-from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterable, List, Optional, Sequence, Tuple
 
 from ktap.demangle import demangle, is_mangled, plain, spellings, without_arguments
 from ktap.elf import Binary, Function, NotElf, open_binary
 from ktap.libraries import find_file, known_names
+from vm.named_tuple import NamedTuple
 
 RETURN = "%return"
 FETCH_BEHIND_NAME = re.compile(r"\s+(?=(\w+=)?[%$@+\\-])")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from ktap import demand, pointed
 from ktap.abstract import (
@@ -25,6 +25,7 @@ from ktap.abstract import (
 )
 from ktap.demand import BYTES, KERNEL, STRING, USER
 from vm.diagnostic import Diagnostic
+from vm.named_tuple import NamedTuple
 from vm.opcodes import BY_NAME, PACK
 from vm.program import Function, Instruction, Program, Span
 

@@ -9,12 +9,13 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from typing import NamedTuple, Sequence
+from typing import Sequence
 
 from vm.arguments import script_arguments, with_limit
 from vm.diagnostic import Diagnostic, Refusal, printable
 from vm.image import MAX_IMAGE_BYTES, is_image, load
 from vm.limits import FLAGS, Limits
+from vm.named_tuple import NamedTuple
 from vm.program import Program
 from vm.verify import verify
 

@@ -7,11 +7,12 @@ with constants.
 
 from __future__ import annotations
 
-from typing import Callable, Iterator, NamedTuple, Optional
+from typing import Callable, Iterator, Optional
 
 from vm.fault import Fault
 from vm.histogram import steps
 from vm.host import Host
+from vm.named_tuple import NamedTuple
 from vm.opcodes import BY_NAME
 from vm.program import Function, Program
 from vm.values import MAX_INTEGER, MIN_INTEGER, describe

@@ -7,8 +7,9 @@ until they do, so that any jumps at all can be laid out.
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
+from vm.named_tuple import NamedTuple
 from vm.opcodes import BY_NAME
 from vm.program import Function, Instruction
 

@@ -6,10 +6,11 @@ i386). Raises Fault argument for types that cannot be.
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Protocol, Tuple, Union
+from typing import Dict, List, Optional, Protocol, Tuple, Union
 
 from vm.fault import Fault
 from vm.memory import Apart
+from vm.named_tuple import NamedTuple
 
 MOST_NAMES = 50
 """So many typedefs may lead to one another."""

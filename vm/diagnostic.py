@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Sequence
+from typing import Optional, Sequence
 
+from vm.named_tuple import NamedTuple
 from vm.program import Span
 
 WIDTH = 200

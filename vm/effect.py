@@ -7,9 +7,10 @@ register clears its bits in all lanes and sets one, and the way of a whole block
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 from vm.event import VARIABLES
+from vm.named_tuple import NamedTuple
 from vm.opcodes import BY_NAME, PACK
 from vm.program import MAX_REGISTERS, Constant, Function, Instruction, Program
 

@@ -7,8 +7,9 @@ object, which is pointed at a record (`event.record = record`) while its handler
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Optional, Protocol, Sequence, Union
+from typing import Callable, Optional, Protocol, Sequence, Union
 
+from vm.named_tuple import NamedTuple
 from vm.program import Span
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import Optional
 
+from vm.named_tuple import NamedTuple
 from vm.program import Span
 
 KINDS: dict[str, str] = {

@@ -36,9 +36,10 @@ from __future__ import annotations
 
 from binascii import crc32
 from struct import Struct
-from typing import NamedTuple, Optional, Sequence
+from typing import Optional, Sequence
 
 from vm.diagnostic import Diagnostic, Refusal
+from vm.named_tuple import NamedTuple
 from vm.opcodes import NUMBERS, OPCODES
 from vm.program import (
     MAX_CODE,

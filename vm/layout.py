@@ -20,9 +20,10 @@ around it.
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import List, Optional, Sequence, Set, Tuple
 
 from vm.blocks import Flow
+from vm.named_tuple import NamedTuple
 
 Text = Tuple[str, int]
 """A line and the instruction it belongs to."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from vm.named_tuple import NamedTuple
 
 MAX_CALL_DEPTH = 4_000
 """What a C stack of 8 MiB carries on every Python: up to 1.6 KiB a call (3.9, a tail call within each)."""

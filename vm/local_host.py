@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from bisect import bisect_right
-from typing import Callable, Dict, List, NamedTuple, Optional
+from typing import Callable, Dict, List, Optional
+
+from vm.named_tuple import NamedTuple
 
 KALLSYMS = "/proc/kallsyms"
 

@@ -27,7 +27,6 @@ from typing import (
     Iterator,
     List,
     Mapping,
-    NamedTuple,
     Optional,
     Protocol,
     Sequence,
@@ -45,6 +44,7 @@ from vm.idle import IdleEvent
 from vm.library import install
 from vm.limits import MAX_CALLBACKS, MIN_CALLS, Limits
 from vm.memory import STATS_BYTES, Account, Apart
+from vm.named_tuple import NamedTuple
 from vm.names import Name, namespace
 from vm.program import Program, Span
 from vm.translate import CALLS, Translation, Translator

@@ -23,7 +23,7 @@ results of a call or the arguments behind ``...``). The verifier keeps the three
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from vm.named_tuple import NamedTuple
 
 PACK = -1
 """The count that stands for "as many as there are, as one pack"."""

@@ -7,9 +7,10 @@ any value. There are no floats.
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Optional, Union
+from typing import Callable, Optional, Union
 
 from vm.fault import Fault
+from vm.named_tuple import NamedTuple
 
 STAR = -1
 """A width or precision that is taken from the arguments."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Union
+from typing import Optional, Union
+
+from vm.named_tuple import NamedTuple
 
 Constant = Union[None, bool, int, bytes]
 """A constant: integers are signed 64-bit, strings are bytes."""

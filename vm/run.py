@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Action, Batch, Event, Loss, Probe, Source
 from vm.fault import Exit, Fault
 from vm.host import Host
 from vm.machine import Bound, Machine
+from vm.named_tuple import NamedTuple
 from vm.program import Program
 from vm.table_names import name_of
 from vm.timers import Schedule, period_ns

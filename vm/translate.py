@@ -24,11 +24,12 @@ in `VARIABLES` or start with `args.` or `curtask.`; no function contains itself.
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Tuple
+from typing import List, Tuple
 
 from vm.blocks import find_flow
 from vm.infer import infer, step
 from vm.layout import Body, Branch, Layout, Text
+from vm.named_tuple import NamedTuple
 from vm.program import Function, Program
 from vm.templates import TEMPLATES
 from vm.writer import Writer, canonical_indexes

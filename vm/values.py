@@ -25,11 +25,12 @@ from __future__ import annotations
 
 import re
 from types import FunctionType
-from typing import Callable, Dict, Final, Iterable, List, NamedTuple, Optional, Protocol, Sequence, Tuple
+from typing import Callable, Dict, Final, Iterable, List, Optional, Protocol, Sequence, Tuple
 
 from vm.event import Event
 from vm.fault import Fault
 from vm.host import Host
+from vm.named_tuple import NamedTuple
 
 MIN_INTEGER: Final = -(1 << 63)
 MAX_INTEGER: Final = (1 << 63) - 1

@@ -7,7 +7,7 @@ sends a record and goes there too.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 from compiler.lower.flat import (
     Block,
@@ -28,6 +28,7 @@ from compiler.lower.texts import Texts
 from compiler.lower.types import BOOLEAN, INTEGER, Type, join
 from compiler.lower.values import Environment, Site, Value, of_constant
 from compiler.lower.webs import definitions
+from vm.named_tuple import NamedTuple
 from vm.values import NAMES_WITH_ARTICLE
 
 BINARY = {

@@ -7,8 +7,9 @@ are named by what they are and not by where a function finds them.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Callable, Dict, FrozenSet, List, Optional, Sequence, Set, Tuple, Union
 
+from vm.named_tuple import NamedTuple
 from vm.program import Span
 
 

@@ -8,7 +8,7 @@ stays in the VM.
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from compiler.lower.flat import (
     Block,
@@ -40,6 +40,7 @@ from compiler.lower.types import (
     string,
 )
 from vm.fault import Fault
+from vm.named_tuple import NamedTuple
 from vm.printf import formatter
 from vm.program import Span
 from vm.values import MAX_INTEGER, Table

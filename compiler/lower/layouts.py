@@ -16,11 +16,12 @@ was removed: to remove an entry and make it again takes the kernel several times
 
 from __future__ import annotations
 
-from typing import NamedTuple, Tuple
+from typing import Tuple
 
 from compiler.lower.types import Type
 from vm.aggregate import Keeping, Shape
 from vm.histogram import steps
+from vm.named_tuple import NamedTuple
 
 HASH, PERCPU_HASH, ARRAY, PERCPU_ARRAY = "hash", "percpu_hash", "array", "percpu_array"
 

@@ -8,7 +8,7 @@ means when handlers run one at a time. Everything else stays in the VM, with the
 
 from __future__ import annotations
 
-from typing import Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
 
 from compiler.lower.flat import (
     Branch,
@@ -30,6 +30,7 @@ from compiler.lower.snapshot import Closure, Snapshot
 from compiler.lower.stops import can_stop
 from compiler.lower.types import MAX_STRING_BYTES
 from compiler.lower.webs import definitions, split, uses
+from vm.named_tuple import NamedTuple
 from vm.program import Span
 from vm.values import Key, Table
 

@@ -6,10 +6,11 @@ reads a table that it hands to a builtin known to read, or indexes; anything els
 
 from __future__ import annotations
 
-from typing import Dict, FrozenSet, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, FrozenSet, List, Optional, Sequence, Tuple
 
 from compiler.lower.flat import Variable
 from compiler.lower.snapshot import Box, Closure, Snapshot, reachable, text
+from vm.named_tuple import NamedTuple
 from vm.opcodes import BY_NAME
 from vm.program import Function, Instruction
 from vm.values import Table

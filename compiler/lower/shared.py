@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Mapping, NamedTuple, Tuple
+from typing import Mapping, Tuple
 
 from compiler.lower.flat import Variable
 from compiler.lower.layouts import StatsLayout
 from compiler.lower.partition import Plan
+from vm.named_tuple import NamedTuple
 
 
 class Limits(NamedTuple):

@@ -5,10 +5,11 @@ Every other builtin keeps its handler in the VM. `emit.py` has an emitter for ea
 
 from __future__ import annotations
 
-from typing import Callable, Dict, NamedTuple, Sequence, Set, Tuple
+from typing import Callable, Dict, Sequence, Set, Tuple
 
 from compiler.lower.flat import Constant, FlatHandler, NotLowered, Operand, Operation
 from compiler.lower.types import INTEGER, MAX_STRING_BYTES, NIL, STACK_HEAD_BYTES, Type, join, string
+from vm.named_tuple import NamedTuple
 
 MAX_FRAMES = 127
 """Frames of a stack (PERF_MAX_STACK_DEPTH of linux/perf_event.h)."""

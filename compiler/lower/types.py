@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import FrozenSet, NamedTuple, Tuple
+from typing import FrozenSet, Tuple
 
 from compiler.lower.flat import Constant
 from vm.aggregate import Stats
+from vm.named_tuple import NamedTuple
 from vm.values import Address, Key, Stack, Table
 
 KINDS = (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol, Sequence, Tuple
+from typing import TYPE_CHECKING, Optional, Protocol, Sequence, Tuple
 
 from compiler.ir import Writer
 from compiler.lower.flat import Call
 from compiler.lower.types import NIL, Type, of_value, string
+from vm.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
     from compiler.lower.texts import Texts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple
 
 from compiler.lower.flat import (
     Branch,
@@ -21,6 +21,7 @@ from compiler.lower.flat import (
 from compiler.lower.snapshot import Closure, Snapshot, text
 from vm.aggregate import Stats
 from vm.fault import Fault
+from vm.named_tuple import NamedTuple
 from vm.opcodes import BY_NAME, PACK
 from vm.operators import BINARY
 from vm.program import Function, Instruction, Span

@@ -14,7 +14,7 @@ builtin.
 from __future__ import annotations
 
 from types import FunctionType
-from typing import TYPE_CHECKING, Callable, NamedTuple, Optional, Protocol, TypeVar
+from typing import TYPE_CHECKING, Callable, Optional, Protocol, TypeVar
 
 from vm.aggregate import Keeping, Stats
 from vm.event import Event
@@ -22,6 +22,7 @@ from vm.fault import Fault
 from vm.host import Host
 from vm.limits import Limits
 from vm.memory import Account
+from vm.named_tuple import NamedTuple
 from vm.values import Address, Cdata, Stack, Table, type_name
 
 if TYPE_CHECKING:
