@@ -76,6 +76,8 @@ class Writer:
         self._count = 0
         self.result = 0
         """What the program returns."""
+        self.leaving = ""
+        """Lines behind the label `out`."""
 
     def fresh(self, prefix: str = "v") -> str:
         """A name that nothing has yet, without its `%`."""
@@ -215,7 +217,8 @@ class Writer:
             self._drop_unused(result)
         references = "".join(f"@{name} = external global i8\n" for name in sorted(self._globals))
         body = "\n".join(["entry:", *self._stack, "  br label %start", "start:", *self._lines])
-        return f'{references}define i32 @program(ptr %ctx) section "tracing" {{\n{body}\nout:\n  ret i32 {self.result}\n}}\n'
+        end = f"out:\n{self.leaving}  ret i32 {self.result}\n"
+        return f'{references}define i32 @program(ptr %ctx) section "tracing" {{\n{body}\n{end}}}\n'
 
     def _drop_unused(self, result: str) -> None:
         """Take out the line that makes a value that no other line names."""

@@ -13,7 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 from compiler.bpf import Code, KernelVariable, MapFd, link
-from ktap import kernel, libbcc
+from ktap import claiming, kernel, libbcc
 from ktap.assemble import Made, assemble, in_place
 from ktap.capture import (
     COUNTER,
@@ -25,6 +25,7 @@ from ktap.capture import (
     SYSCALL_ENTER,
     SYSCALL_EXIT,
     TRACEPOINT,
+    USER_CONTEXTS,
     USER_RETURN,
     Case,
     needs_record,
@@ -122,6 +123,8 @@ class Attachment:
         self.backends: Dict[str, str] = {}
         """How functions of the kernel are reached, by event."""
         self.programs: List[Program] = []
+        self.claims: List[Tuple[str, int]] = []
+        """Maps of programs that may be preempted (see ktap.claiming), by what they are for."""
         self._compiled: Dict[str, Code] = {}
         self._made: Dict[str, Made] = {}
         self._verified: Optional[Set[str]] = None
@@ -219,6 +222,8 @@ class Attachment:
             found = self._options.preempt_count()
             if found is not None:
                 values[PREEMPT_COUNT], values[PREEMPT_OFFSET] = KernelVariable(found[0]), found[1]
+        if context in USER_CONTEXTS:
+            values[claiming.CLAIMS] = MapFd(self._claims(label))
         if options.followed is not None:
             values["followed"] = MapFd(options.followed)
         size = scratch_bytes(spec)
@@ -321,6 +326,13 @@ class Attachment:
         self._events += attached.fds
         events = dict(group)
         return [Skipped(events[place.cookie], error) for place, error in attached.refused]
+
+    def _claims(self, label: str) -> int:
+        fd = claiming.make()
+        self._maps.append(fd)
+        if self._verified is None:
+            self.claims.append((label, fd))
+        return fd
 
     def _waiting(self, case: Case, attach_type: int) -> Case:
         """The case, as one that waits for memory where it reads some and may wait.

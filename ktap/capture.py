@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Callable, List, Mapping, Optional, Tuple
 
 from compiler.ir import Writer
-from ktap import deferred, demand, waiting
+from ktap import claiming, deferred, demand, waiting
 from ktap.calls import CALL_CONTEXTS, TYPED_CONTEXTS, Called, typed_words
 from ktap.captured import READ, RECORD
 from ktap.event_format import EventFormat
@@ -223,6 +223,8 @@ def capture_ir(spec: Spec) -> str:
         return w.text()
     if spec.context == RETURN:
         return _return_ir(w, spec)
+    if spec.context in USER_CONTEXTS:
+        claiming.prepare(w)
     number = None
     if spec.context in (SYSCALL_ENTER, SYSCALL_EXIT):
         number = _syscall_number(w, spec)
@@ -246,12 +248,10 @@ def capture_ir(spec: Spec) -> str:
         event = w.call("get_attach_cookie", "%ctx") if by_cookie else w.number("event")
         if spec.context in TYPED_CONTEXTS and needs_record(frame.case):
             frame.base = typed_words(w, frame.case.called)
-        if frame.case.waits:
-            waiting.touch_fetched(frame)
-        if frame.case.recipe is not None and needs_record(frame.case):
+        if spec.context in USER_CONTEXTS:
+            waiting.make_record(frame, needs_record(frame.case))
+        elif frame.case.recipe is not None and needs_record(frame.case):
             frame.base = fill_record(frame, frame.case.recipe)
-        if frame.case.waits:
-            waiting.touch_read(frame)
         _case(frame, event, "0")
         return w.text()
 

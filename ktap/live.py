@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple, Union
 
 from compiler import backend
 from compiler.lower.flat import Refused
-from ktap import attach, deferred, kernel
+from ktap import attach, claiming, deferred, kernel
 from ktap.attach import Program as Loaded
 from ktap.captured import IN_INTERRUPT, READ, make_event
 from ktap.demand import USER, Demand
@@ -358,6 +358,10 @@ class LiveSource:
             missed = kernel.program_info(program.fd).misses
             if missed:
                 found.append(Loss("fired while the same program ran", program.label, missed))
+        for label, claims in self._attachment.claims:
+            missed = claiming.missed(claims)
+            if missed:
+                found.append(Loss("fired while the same program ran", label, missed))
         for label, link in self._attachment.multi:
             from ktap.links import multi_misses
 

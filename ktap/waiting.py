@@ -15,7 +15,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Iterator
 
 from ktap import demand, kernel
-from ktap.fetched import STACK_RECORD_BYTES, Recipe
+from ktap.claiming import claim
+from ktap.fetched import STACK_RECORD_BYTES, Recipe, fill_record
 
 if TYPE_CHECKING:
     from ktap.capture import Case, Frame
@@ -54,6 +55,23 @@ def fetched_reads(recipe: Recipe) -> Iterator[demand.Read]:
                 yield part.what._replace(most_bytes=part.shape.size_bytes * part.shape.length)
 
 
+def make_record(frame: Frame, needed: bool) -> None:
+    """Make the record of a probe in a process, if it is needed. Waiting comes first, then the processor is claimed."""
+    w, case, recipe = frame.w, frame.case, frame.case.recipe
+    if case.waits:
+        touch_fetched(frame)
+    if recipe is None or not needed:
+        claim(w, frame.task.cpu)
+    elif recipe.most_bytes <= STACK_RECORD_BYTES:
+        frame.base = fill_record(frame, recipe)
+        if case.waits:
+            touch_read(frame)
+        claim(w, frame.task.cpu)
+    else:
+        claim(w, frame.task.cpu)
+        frame.base = fill_record(frame, recipe)
+
+
 def touch_fetched(frame: Frame) -> None:
     """Touch what the record is made of; the frame's base has the registers."""
     if frame.case.recipe is not None:
@@ -62,11 +80,9 @@ def touch_fetched(frame: Frame) -> None:
 
 
 def touch_read(frame: Frame) -> None:
-    """Touch what handlers read at addresses that the record has, if that is on the stack."""
-    recipe = frame.case.recipe
-    if recipe is None or recipe.most_bytes <= STACK_RECORD_BYTES:
-        for read in frame.case.touches:
-            touch(frame, read)
+    """Touch what handlers read at addresses that the record has, which is on the stack."""
+    for read in frame.case.touches:
+        touch(frame, read)
 
 
 def touch(frame: Frame, read: demand.Read) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -16,7 +17,8 @@ from c_program import MANY, WORK, compiled
 from conftest import Ktap
 from tracing import TRANSPORTS, Traced, trace
 
-from ktap import uprobes
+from ktap import kernel, uprobes
+from ktap.attach import Attachment
 from ktap.elf import open_binary
 from ktap.user_functions import open_target
 from ktap.waiting import can_wait
@@ -496,3 +498,25 @@ def test_the_same_without_links_of_many(work: Path, tier: str, monkeypatch: pyte
     traced = run(script, work, CALLS, tier=tier)
     assert traced.lines == [f"{3 * CALLS}\t{total}\t{total}\t{total}\t{2 * total + 150 * CALLS}"]
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_processor_that_another_run_has_claimed(work: Path, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a thread was preempted while the same program ran for it: what is missed is counted."""
+    attach = Attachment.attach
+
+    def claimed(attachment: Attachment, numbered: object) -> object:
+        skipped = attach(attachment, numbered)  # type: ignore[arg-type]
+        for _, claims in attachment.claims:
+            for cpu in kernel.online_cpus():
+                kernel.update(claims, struct.pack("=I", cpu), struct.pack("=QQ", 1, 0))
+        return skipped
+
+    script = f"trace probe:{work}:leaf {{ by[arg1] += 1 }} trace_end {{ print(len(by)) }}"
+    assert run(script, work, 7, tier=tier).lines == ["7"]
+    monkeypatch.setattr(Attachment, "attach", claimed)
+    traced = trace(script, [str(work), "7"], tier=tier)
+    assert traced.lines == ["0"]
+    (loss,) = traced.losses
+    assert (loss.what, loss.events) == ("fired while the same program ran", 7)
+    assert "leaf" in loss.where
