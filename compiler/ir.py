@@ -40,6 +40,8 @@ HELPERS = {
     "get_current_cgroup_id": Helper(80, "i64"),
     "get_current_task_btf": Helper(158, "ptr"),
     "task_pt_regs": Helper(175, "ptr", ("ptr",)),
+    "probe_read_either": Helper(4, "i64", ("ptr", "i32", "i64")),
+    "probe_read_either_str": Helper(45, "i64", ("ptr", "i32", "i64")),
     "probe_read_user": Helper(112, "i64", ("ptr", "i32", "i64")),
     "probe_read_kernel": Helper(113, "i64", ("ptr", "i32", "i64")),
     "probe_read_user_str": Helper(114, "i64", ("ptr", "i32", "i64")),

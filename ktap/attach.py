@@ -116,12 +116,12 @@ class Attachment:
         self._events: List[int] = []
         """What programs hang on: closing one of them detaches."""
         self.perf_tracepoints = 0
-        self.multi: List[Tuple[str, int]] = []
-        """Links of many functions of the kernel, which count what they miss."""
+        self.counting: List[Tuple[str, int]] = []
+        """Links of functions of the kernel, which count what they miss."""
         self.unread: List[int] = []
         """Maps of what handlers in the kernel have left to the return of system calls."""
         self.backends: Dict[str, str] = {}
-        """How functions of the kernel are reached, by event."""
+        """How functions are reached, by event."""
         self.programs: List[Program] = []
         self.claims: List[Tuple[str, int]] = []
         """Maps of programs that may be preempted (see ktap.claiming), by what they are for."""
@@ -319,6 +319,7 @@ class Attachment:
         case = self._waiting(group[0][1].case, attach_type)
         values = self._record_values(case)
         fd = self._program(kernel.KPROBE, wanted.context, wanted.name, (case,), values, attach_type)
+        self.backends.update((event.wanted.label, uprobes.NAMES[attach_type]) for _, event in group)
         if not self._options.attaching or self._verified is not None:
             return []
         places = [uprobes.Place(event.wanted.spot, number) for number, event in group if event.wanted.spot is not None]
@@ -395,12 +396,12 @@ class Attachment:
         ]
         kind = links.KPROBE_MULTI if links.wants_multi(places) else 0
         fd = self._program(kernel.KPROBE, wanted.context, wanted.name, (case,), self._record_values(case), kind)
+        self.backends.update((event.wanted.label, links.NAMES[kind]) for _, event in group)
         if not self._options.attaching or self._verified is not None:
             return []
         attached = links.attach(fd, places, wanted.context == CALL_RETURN)
         self._events += attached.fds
-        self.multi += attached.multi
-        self.backends.update((event.wanted.label, links.NAMES[kind]) for _, event in group)
+        self.counting += attached.counting
         events = dict(group)
         return [Skipped(events[place.cookie], error) for place, error in attached.refused]
 

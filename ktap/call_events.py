@@ -11,14 +11,25 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ktap.btf import Btf, Prototype
 from ktap.calls import CALL, CALL_RETURN, Called
-from ktap.demand import KERNEL, Demand, Expression, Number
+from ktap.demand import EITHER, KERNEL, STRING, Demand, Expression, Number, Read
 from ktap.event_format import POINTER, RETVAL
-from ktap.fetch import Argument, Context, Shape, call_argument, parse_fetch, result
-from ktap.fetched import FUNCTION, Record, address_argument, record_of
+from ktap.fetch import (
+    MOST_STRING_BYTES,
+    Argument,
+    Context,
+    FetchError,
+    Shape,
+    call_argument,
+    instruction,
+    parse_fetch,
+    result,
+)
+from ktap.fetched import FUNCTION, RETURN_ADDRESS, Record, address_argument, record_of
 from ktap.functions import KernelFunctions, near_tracepoints
+from ktap.members import Unreachable, follow
 from ktap.plan import reads_record
-from ktap.registers import MACHINES, Machine
-from vm.c_types import Integer, Pointer, Scope, Type, Void, show
+from ktap.registers import MACHINES
+from vm.c_types import Integer, Named, Pointer, Scope, Type, Void, show
 from vm.fault import Fault
 from vm.named_tuple import NamedTuple
 from vm.values import wrap
@@ -117,7 +128,9 @@ def find_calls(text: str, condition: Optional[str], wanted: Demand, where: Where
     prototypes = (
         types.functions([name for name, _ in places]) if types is not None and (reads or not written.is_glob) else {}
     )
-    maker = _Maker(written, machine, types, reads and not written.fetch)
+    context = Context(machine, EITHER, written.returns, symbol=where.functions().symbol)
+    shown = "argstr" in wanted.variables
+    maker = _Maker(written, context, types, reads and not written.fetch, shown)
     return [maker.call(name, address, prototypes.get(name)) for name, address in places]
 
 
@@ -153,12 +166,13 @@ def _places(written: Written, where: Where) -> List[Tuple[str, int]]:
 class _Maker:
     """Makes what is captured of each function; of functions without arguments that anybody reads it is the same."""
 
-    def __init__(self, written: Written, machine: Machine, types: Optional[Btf], reads: bool) -> None:
+    def __init__(self, written: Written, context: Context, types: Optional[Btf], reads: bool, shown: bool) -> None:
         self.written = written
-        self.machine = machine
         self.types = types
         self.reads = reads
-        self.context = Context(machine, KERNEL, written.returns)
+        self.shown = shown
+        """Whether the event's text is asked for."""
+        self.context = context if types is None else context._replace(name_of=self._name_of)
         self.shared: Dict[Tuple[Argument, ...], Record] = {}
 
     def call(self, name: str, address: int, prototype: Optional[Prototype]) -> Call:
@@ -174,7 +188,6 @@ class _Maker:
         called = Called(name, address, written.offset, written.returns, type_id, words or 0, not one)
         place: Expression = Number(wrap(address + written.offset)) if written.offset else FUNCTION
         record = self._record(prototype if words is not None else None, place)
-        record = self._symbolic(record)
         named = record._replace(format=record.format._replace(name=shown if written.kind == PROBE else "function"))
         return Call(CALL_RETURN if written.returns else CALL, label, named.format.name, named, called)
 
@@ -183,10 +196,14 @@ class _Maker:
         if written.kind == FTRACE:
             arguments: Sequence[Argument] = parse_fetch("parent_ip=$stack0:symbol", self.context)
             first = Argument("ip", place, Shape("y"))
-            return record_of("", arguments, first, (), True)
+            record = record_of("", arguments, first, (), True)
+            text = record.format.print_format.replace("(0x%lx)", "(%pS)", 1)
+            return record._replace(format=record.format._replace(print_format=text))
         if written.fetch or written.returns:
-            arguments = parse_fetch(written.fetch, self.context)
+            arguments = parse_fetch(written.fetch, self._context_of(prototype))
             hidden = self._result(prototype) if written.returns else ()
+            if written.returns and self.shown:  # only the registers tell where it returns to
+                hidden = [Argument(RETURN_ADDRESS, instruction(self.context), Shape("x")), *hidden]
             record = record_of("", arguments, address_argument(place, written.returns), hidden, True)
             return _with_types(record, prototype) if written.returns else record
         typed = prototype is not None and not written.offset
@@ -196,10 +213,29 @@ class _Maker:
             self.shared[key] = record_of("", arguments, address_argument(place, False), (), typed)
         return _with_types(self.shared[key], prototype) if typed else self.shared[key]
 
-    def _symbolic(self, record: Record) -> Record:
-        """The same with the function by its name in the text, as the trace file has it."""
-        text = record.format.print_format.replace("(0x%lx)", "(%pS)", 1)
-        return record._replace(format=record.format._replace(print_format=text))
+    def _context_of(self, prototype: Optional[Prototype]) -> Context:
+        """With the names of the function's parameters, whose registers have something else when it returns."""
+        written = self.written
+        if prototype is None or self.types is None or written.offset:
+            return self.context
+        if written.returns:
+            return self.context._replace(result=_shape(prototype.result, self.types))
+        context, scope = self.context, Scope(self.types)
+        numbers = {one.name or f"arg{n}": n for n, one in enumerate(prototype.arguments, 1)}
+
+        def parameter(name: str, members: Sequence[str]) -> Tuple[Expression, Shape]:
+            number = numbers[name]
+            type = prototype.arguments[number - 1].type
+            if not members:
+                return call_argument(context, number), _shape(type, self.types)
+            return _member(scope, ".".join([name, *members]), call_argument(context, number), type, members)
+
+        return context._replace(parameters=tuple(numbers), parameter=parameter)
+
+    def _name_of(self, what: Expression, kind: str) -> Read:
+        path = NAMES_OF_FILES[kind]
+        found = follow(Scope(self.types), ".".join(path), what, Pointer(Named(kind)), path)
+        return Read(KERNEL, STRING, found.read, MOST_STRING_BYTES)
 
     def _result(self, prototype: Optional[Prototype]) -> Sequence[Argument]:
         """What a function returns; nothing where its type says so."""
@@ -222,6 +258,29 @@ class _Maker:
             Argument(one.name or f"arg{n}", call_argument(self.context, n), _shape(one.type, self.types))
             for n, one in enumerate(prototype.arguments, 1)
         ]
+
+
+NAMES_OF_FILES = {"struct dentry": ("d_name", "name"), "struct file": ("f_path", "dentry", "d_name", "name")}
+"""Where a structure has the name of its file."""
+
+
+def _member(
+    scope: Scope, path: str, address: Expression, type: Type, members: Sequence[str]
+) -> Tuple[Expression, Shape]:
+    """A member behind a parameter as a fetch argument. Raises FetchError."""
+    from compiler.spell import suggest
+
+    try:
+        found = follow(scope, path, address, type, members)
+    except Unreachable as error:
+        near = suggest(error.name, error.known)
+        raise FetchError(str(error), 0, f"did you mean `{near}`?" if near else None) from None
+    if found.text:
+        return found.read._replace(kind=STRING), Shape("S", 1)
+    size = found.read.most_bytes
+    if found.bits:
+        return found.read, Shape("b", 1 << (size - 1).bit_length(), found.bits, found.shift)
+    return found.read, Shape("s" if found.signed else "u", size)
 
 
 def _shape(type: Type, types: Optional[Btf]) -> Shape:

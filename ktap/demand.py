@@ -9,6 +9,8 @@ from vm.values import wrap
 
 STRING, BYTES = "string", "bytes"
 USER, KERNEL = "user", "kernel"
+EITHER = "either"
+"""The space that an address lies in says which it is: below TASK_SIZE it is the process's (x86, arm64)."""
 ANY = "any"
 """The space of a pointer whose kind says nothing of it: a system call's are the process's, all others the kernel's."""
 

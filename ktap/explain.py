@@ -17,7 +17,9 @@ from compiler.lower.partition import AGGREGATION, CONSTANT, KEYED, SUM, Reason
 from compiler.lower.values import Site
 from ktap import attach, backends, kernel, session
 from ktap.assemble import assemble
+from ktap.calls import CALL_CONTEXTS, TYPED_CONTEXTS
 from ktap.capture import (
+    COUNTER,
     EVERY_ENTER,
     EVERY_EXIT,
     PROFILE,
@@ -26,6 +28,7 @@ from ktap.capture import (
     SYSCALL_ENTER,
     SYSCALL_EXIT,
     TRACEPOINT,
+    USER_CONTEXTS,
     Case,
     InPlace,
 )
@@ -63,7 +66,20 @@ HANGS_ON = {
     RAW: "raw tracepoint",
     TRACEPOINT: "perf event of the tracepoint, since its fields are read",
     PROFILE: "a timer on every processor",
+    COUNTER: "a perf event on every processor",
+    **dict.fromkeys(CALL_CONTEXTS, "function of the kernel, by its registers"),
+    **dict.fromkeys(TYPED_CONTEXTS, "function of the kernel, by its types"),
+    **dict.fromkeys(USER_CONTEXTS, "function or marker of a program"),
 }
+WAYS = {
+    "fentry": "fentry, a call at the function's entry",
+    "fexit": "fexit, a call at the function's entry and one when it is done",
+    "kprobe multi": "kprobe multi, one link for many functions",
+    "kprobe": "kprobe, a perf event",
+    "uprobe multi": "uprobe multi, one link for many places",
+    "uprobe": "uprobe, a perf event",
+}
+"""How functions are reached, by what backends are called."""
 SLOTS = {
     RECORD: "the event's fields",
     "comm": "execname",
@@ -110,6 +126,8 @@ class Survey(NamedTuple):
     buffer: str
     """What programs send through."""
     notices: Sequence[str]
+    backends: Mapping[str, str]
+    """How functions are reached, by event."""
     unchecked: Optional[str] = None
     """Why the kernel was not asked about the programs."""
 
@@ -157,6 +175,7 @@ def survey(machine: Machine, source: LiveSource, cpus: int, buffer: str, notices
         cpus,
         buffer,
         notices,
+        dict(source.backends),
         unchecked,
     )
 
@@ -349,12 +368,13 @@ def events_part(found: Survey, machine: str) -> List[str]:
         wanted = [
             e for e in found.events if index in e.wanted.probes or any(b.handler == index for b in e.wanted.bodies)
         ]
-        contexts: Dict[str, List[Captured]] = {}
+        ways: Dict[Tuple[str, str], List[Captured]] = {}
         for event in wanted:
-            contexts.setdefault(context_of(event, machine), []).append(event)
-        for context, events in contexts.items():
+            backend = found.backends.get(event.wanted.label, "")
+            ways.setdefault((context_of(event, machine), WAYS.get(backend, backend)), []).append(event)
+        for (context, way), events in ways.items():
             few = events[0].wanted.label if len(events) == 1 else f"{len(events)} events of {probe.event}"
-            lines.append(f"  {few}: {HANGS_ON.get(context, context)}")
+            lines.append(f"  {few}: {way or HANGS_ON.get(context, context)}")
             slow += len(events) if context == TRACEPOINT else 0
     lines = list(dict.fromkeys(lines))
     if slow:
@@ -480,7 +500,7 @@ def surveyed(options: Options) -> Survey:
         span = fault.frames[0].span if fault.frames else None
         raise Refusal([Diagnostic(program.source_name, span, fault.message, fault.hint)], program.source) from None
     except Exit:
-        return Survey(program, (), (), {}, {}, (), (), (), (), 0, "", ["the main chunk ends the script: exit()"])
+        return Survey(program, (), (), {}, {}, (), (), (), (), 0, "", ["the main chunk ends the script: exit()"], {})
     finally:
         source.close()
         output.close()

@@ -32,7 +32,7 @@ class Shape(NamedTuple):
     """A type: how many bytes, and how they are shown."""
 
     letter: str
-    """`u`, `s`, `x`, `c` (char), `b` (bit field), `S` (string), `y` (symbol)."""
+    """`u`, `s`, `x`, `c` (char), `b` (bit field), `S` (string), `y` (symbol), `Y` (the same in quotes)."""
     size_bytes: int = WORD_BYTES
     bits: int = 0
     shift: int = 0
@@ -56,10 +56,20 @@ class Context(NamedTuple):
 
     machine: Machine
     space: str
-    """Whose memory `+8(%di)` is: USER in user probes, KERNEL in the kernel's."""
+    """Whose memory `+8(%di)` is: USER in user probes, EITHER in the kernel's."""
     returns: bool = False
     near: Optional[Callable[[int], Expression]] = None
     """The address that a place of the probed file (`@+0x20`) is loaded at."""
+    symbol: Optional[Callable[[str], Optional[int]]] = None
+    """The address of a symbol of the kernel, None where there is none of that name."""
+    parameters: Sequence[str] = ()
+    """Names of the function's parameters, where its types are known."""
+    parameter: Optional[Callable[[str, Sequence[str]], Tuple[Expression, Shape]]] = None
+    """A parameter, or a member behind it, by names. Raises FetchError."""
+    result: Shape = Shape("x")
+    """The type of what the function returns."""
+    name_of: Optional[Callable[[Expression, str], Read]] = None
+    """The name of what a pointer to one of NAMED points at."""
 
 
 class FetchError(Exception):
@@ -74,6 +84,9 @@ class FetchError(Exception):
 NAME = re.compile(r"([A-Za-z_]\w*)=")
 NUMBER = re.compile(r"[+-]?(0[xX][0-9a-fA-F]+|\d+)")
 SIMPLE = re.compile(r"([usx])(8|16|32|64)$")
+PATH = re.compile(r"[A-Za-z_]\w*((?:->|\.)[A-Za-z_]\w*)*")
+NAMED = {"%pd": "struct dentry", "%pD": "struct file"}
+"""Types that stand for the name of a file."""
 BIT_FIELD = re.compile(r"b(\d+)@(\d+)/(8|16|32|64)$")
 TYPES = "types are u8 … u64, s8 … s64, x8 … x64, char, string, ustring, symbol, bWIDTH@OFFSET/SIZE, each with [N]"
 
@@ -82,6 +95,9 @@ def parse_fetch(text: str, context: Context) -> Tuple[Argument, ...]:
     """All arguments of a text. Raises FetchError."""
     found: List[Argument] = []
     for word in re.finditer(r"\S+", text):
+        if word[0] == "$arg*":
+            found += _all_parameters(context, word.start())
+            continue
         argument = _Reader(text, word.start(), word.end(), context).argument(len(found) + 1)
         if argument.name in [other.name for other in found]:
             raise FetchError(f"two arguments are called `{argument.name}`", word.start())
@@ -105,9 +121,10 @@ class _Reader:
         if name is not None:
             self.at = name.end()
         start = self.at
-        what = self._value()
-        shape = Shape("S", 1) if what == COMM else Shape("x")
+        what, shape = self._shaped()
         if self._taken(":"):
+            if self.text[self.at : self.end] in NAMED:
+                return Argument(name[1] if name else f"arg{number}", self._name(what), Shape("S", 1))
             shape = self._type(what)
         if self.at != self.end:
             raise FetchError(f"unexpected `{self.text[self.at : self.end]}`", self.at)
@@ -128,6 +145,39 @@ class _Reader:
 
     # -- values -----------------------------------------------------------------------------------
 
+    def _shaped(self) -> Tuple[Expression, Shape]:
+        """A value and the type that it has where none is written."""
+        path = PATH.match(self.text, self.at, self.end)
+        if path is not None and self.context.parameter is not None:
+            root, *members = re.split(r"->|\.", path[0])
+            if root in self.context.parameters:
+                try:
+                    found = self.context.parameter(root, members)
+                except FetchError as error:
+                    raise FetchError(str(error), self.at, error.hint) from None
+                self.at = path.end()
+                return found
+        start = self.at
+        what = self._value()
+        return what, Shape("S", 1) if what == COMM else self._usual(self.text[start : self.at])
+
+    def _usual(self, text: str) -> Shape:
+        """The type of a value that is written so: `$retval` and `$argN` have the function's, where these are known."""
+        context, number = self.context, text[len("$arg") :]
+        if text == "$retval":
+            return context.result
+        if context.parameter is not None and text.startswith("$arg") and 0 < int(number) <= len(context.parameters):
+            return context.parameter(context.parameters[int(number) - 1], ())[1]
+        return Shape("x")
+
+    def _name(self, what: Expression) -> Expression:
+        """The string that `%pd` or `%pD` means."""
+        start, self.at = self.at, self.end
+        kind = NAMED[self.text[start : self.end]]
+        if self.context.name_of is None:
+            raise FetchError(f"where `{kind}` has its name is not known", start, "the kernel's types (BTF) would tell")
+        return self.context.name_of(what, kind)
+
     def _value(self) -> Expression:
         start = self.at
         sign = self.text[start : start + 1] if start < self.end else ""
@@ -143,7 +193,8 @@ class _Reader:
         if sign == "\\":
             return Number(self._number("a constant"))
         self.at = start
-        hint = "values are %REGISTER, $argN, $retval, $stackN, $comm, +OFFSET(VALUE), @ADDRESS and \\NUMBER"
+        hint = f"its parameters are {', '.join(self.context.parameters)}; " if self.context.parameters else ""
+        hint += "values are %REGISTER, $argN, $retval, $stackN, $comm, +OFFSET(VALUE), @ADDRESS and \\NUMBER"
         raise FetchError(f"no value: `{self.text[start : self.end]}`", start, hint)
 
     def _memory(self) -> Expression:
@@ -156,7 +207,7 @@ class _Reader:
         if not self._taken("("):
             raise FetchError("`(` is missing behind the offset", self.at)
         inner_at = self.at
-        inner = self._value()
+        inner, _ = self._shaped()
         if inner == COMM:
             raise FetchError("$comm is no address", inner_at)
         if not self._taken(")"):
@@ -190,7 +241,8 @@ class _Reader:
             return stack_word(self.context, int(name[5:]))
         if name.startswith("arg") and name[3:].isdigit() and int(name[3:]):
             if self.context.returns:
-                raise FetchError(f"${name} is known at a function's entry only", start)
+                hint = "keep it by thread at the entry, as in t[tid] = arg1"
+                raise FetchError(f"${name} is known at a function's entry only", start, hint)
             return call_argument(self.context, int(name[3:]))
         raise FetchError(f"no value `${name}`", start, "there are $argN, $retval, $stack, $stackN and $comm")
 
@@ -205,7 +257,12 @@ class _Reader:
         if not name or space == USER:
             raise FetchError("an address, or `+` and a place in the file, must follow `@`", start)
         offset = self._number("an offset") if self.text[self.at : self.at + 1] in ("+", "-") else 0
-        return Read(KERNEL, BYTES, _plus(Symbol(name), offset), 8)
+        if self.context.symbol is None:
+            return Read(KERNEL, BYTES, _plus(Symbol(name), offset), 8)
+        address = self.context.symbol(name)
+        if address is None:
+            raise FetchError(f"the kernel has no symbol `{name}`", start)
+        return Read(KERNEL, BYTES, Number(wrap(address + offset)), 8)
 
     # -- types ------------------------------------------------------------------------------------
 
@@ -224,8 +281,9 @@ class _Reader:
         count = int(rest[:-1])
         if not 0 < count <= MOST_ELEMENTS:
             raise FetchError(f"an array has 1 to {MOST_ELEMENTS} elements", at)
-        if shape.letter in "Sb":
-            raise FetchError("there are no arrays of strings or of bit fields", at)
+        if shape.letter == "S":
+            hint = "write one for each: a=+0(+0(%si)):string b=+0(+8(%si)):string"
+            raise FetchError("there are no arrays of strings", at, hint)
         if not isinstance(what, Read):
             raise FetchError("only memory can be an array", at)
         return shape._replace(length=count)
@@ -246,6 +304,14 @@ class _Reader:
         return what
 
 
+def _all_parameters(context: Context, position: int) -> List[Argument]:
+    """`$arg*`."""
+    if context.parameter is None:
+        hint = "the kernel's types (BTF) would tell; write $arg1 $arg2 …"
+        raise FetchError("the function's parameters are not known", position, hint)
+    return [Argument(name, *context.parameter(name, ())) for name in context.parameters]
+
+
 def _shape(name: str) -> Optional[Shape]:
     """A type by its name; None where there is none."""
     if name in ("string", "ustring"):
@@ -253,7 +319,7 @@ def _shape(name: str) -> Optional[Shape]:
     if name == "char":
         return Shape("c", 1)
     if name in ("symbol", "symstr"):
-        return Shape("y")
+        return Shape("y" if name == "symbol" else "Y")
     simple = SIMPLE.match(name)
     if simple is not None:
         return Shape(simple[1], int(simple[2]) // 8)

@@ -15,8 +15,10 @@ from ktap.demand import STRING, Expression, Read, Value
 from ktap.event_format import BYTES, DATA_LOC, INLINE, INTEGER, INTEGERS, RETVAL, TEXT, EventFormat, Field
 from ktap.fetch import COMM, MOST_STRING_BYTES, Argument, Shape
 from vm.named_tuple import NamedTuple
+from vm.values import wrap
 
 if TYPE_CHECKING:
+    from compiler.ir import Writer
     from ktap.capture import Frame
 
 GROUP = "uprobes"
@@ -29,9 +31,9 @@ COMM_BYTES = 16
 STACK_RECORD_BYTES = 160
 """A record up to this size is made on the program's stack."""
 
-DECLARED = {"u": "u", "x": "u", "s": "s", "c": "u", "b": "u", "y": "u"}
-PRINTED = {"u": "%u", "x": "0x%x", "s": "%d", "c": "'%c'", "b": "%u", "y": "%pS"}
-LONG_PRINTED = {"u": "%Lu", "x": "0x%Lx", "s": "%Ld", "b": "%Lu", "y": "%pS"}
+DECLARED = {"u": "u", "x": "u", "s": "s", "c": "u", "b": "u", "y": "u", "Y": "u"}
+PRINTED = {"u": "%u", "x": "0x%x", "s": "%d", "c": "'%c'", "b": "%u"}
+LONG_PRINTED = {"u": "%Lu", "x": "0x%Lx", "s": "%Ld", "b": "%Lu", "y": "%pS", "Y": '\\"%pS\\"'}
 
 
 class Part(NamedTuple):
@@ -152,6 +154,8 @@ def fill_record(frame: Frame, recipe: Recipe, room: Optional[str] = None) -> str
             assert isinstance(part.what, Read)
             size = part.shape.size_bytes * part.shape.length
             w.call(f"probe_read_{part.what.space}", w.at(space, part.offset), size, frame.expression(part.what.address))
+            for number in range(part.shape.length if part.shape.bits else 0):
+                _cut_bits(frame, part, space, part.offset + number * part.shape.size_bytes)
         else:
             value = _word(frame, part)
             w.store(part.shape.size_bytes, w.narrowed(value, part.shape.size_bytes), space, part.offset)
@@ -179,10 +183,19 @@ def _word(frame: Frame, part: Part) -> str:
     if part.what == FUNCTION:
         return w.call("get_func_ip", "%ctx")
     value = frame.expression(part.what)
-    if part.shape.bits:
-        value = w.value(f"lshr i64 {value}, {part.shape.shift}")
-        value = w.value(f"and i64 {value}, {(1 << part.shape.bits) - 1}")
-    return value
+    return _bits(w, value, part.shape) if part.shape.bits else value
+
+
+def _bits(w: Writer, value: str, shape: Shape) -> str:
+    shifted = w.value(f"lshr i64 {value}, {shape.shift}")
+    return w.value(f"and i64 {shifted}, {wrap((1 << shape.bits) - 1)}")
+
+
+def _cut_bits(frame: Frame, part: Part, space: str, offset: int) -> None:
+    """Make the element of an array the bit field in it."""
+    w, size = frame.w, part.shape.size_bytes
+    value = _bits(w, w.load_wide(size, False, space, offset), part.shape)
+    w.store(size, w.narrowed(value, size), space, offset)
 
 
 def _text(frame: Frame, part: Part, space: str, position: str) -> str:

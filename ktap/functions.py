@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from collections import Counter
 from fnmatch import translate
 from functools import cache
 from typing import Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
@@ -38,9 +39,30 @@ NEVER_GLOBS = ("bpf_*", "__bpf_*", "*perf_callchain*", "*ring_buffer*", "rethook
 MOST_NEAR = 3
 MOST_PREFIX_BYTES = 16
 """Between a function's beginning and the place that the function tracer uses."""
-WORD = re.compile(r"[a-z]+|\d+")
-PLUMBING_WORDS = {"do", "sys", "ksys", "x", "enter", "exit", "vfs"}
+WORD = re.compile(r"[a-z]+\d*|\d+")
+PLUMBING_WORDS = {"do", "sys", "ksys", "x", "x64", "enter", "exit", "vfs"}
 """Words of names that say nothing of what a function does."""
+USUAL_GROUPS = frozenset(
+    [
+        "syscalls",
+        "sched",
+        "task",
+        "block",
+        "filemap",
+        "writeback",
+        "kmem",
+        "irq",
+        "timer",
+        "signal",
+        "net",
+        "sock",
+        "tcp",
+        "skb",
+    ]
+)
+"""Groups of tracepoints that are more often meant than others."""
+LEAST_COMMON = 4
+"""Letters of a word that another may begin with."""
 
 
 class KernelFunctions:
@@ -67,6 +89,11 @@ class KernelFunctions:
             if match[2] in wanted:
                 found.setdefault(match[2].decode(), []).append(int(match[1], 16))
         return found
+
+    def symbol(self, name: str) -> Optional[int]:
+        """Where anything of a name begins, data too; None where there is nothing of that name."""
+        found = re.search(rb"^([0-9a-f]+) \S (" + re.escape(name.encode()) + rb")(?:\s|$)", self._kallsyms(), re.M)
+        return int(found[1], 16) if found else None
 
     def matching(self, pattern: str) -> Mapping[str, List[int]]:
         """The functions that a glob means and that can be probed: those of the function tracer, where there is one.
@@ -154,19 +181,37 @@ def _read_traced(root: str) -> Traced:
 
 
 def near_tracepoints(name: str) -> Tuple[str, ...]:
-    """Tracepoints that come near a function: those that share the rarest words of its name."""
+    """Tracepoints that come near a function: those whose names have the words of its name, and groups that are called so."""
     try:
         names = tracefs.find().names()
     except Refusal:
         return ()
-    wanted = set(WORD.findall(name.lower())) - PLUMBING_WORDS
-    ranked = []
-    for one in names:
-        own = set(WORD.findall(one.name.lower())) - PLUMBING_WORDS
-        shared = len(wanted & own)
-        if shared and not one.name.startswith("sys_exit_"):
-            ranked.append((-shared * shared / len(wanted) / len(own), str(one)))
-    return tuple(label for _, label in sorted(ranked)[:MOST_NEAR])
+    wanted = _words(name)
+    words = {one: _words(one.name) for one in names if not one.name.startswith("sys_exit_")}
+    uses = Counter(word for own in words.values() for word in own)
+    ranked: List[Tuple[float, int, str]] = []
+    for one, own in words.items():
+        shared = {word: alike for word in wanted if (alike := max((_alike(word, other) for other in own), default=0.0))}
+        if not shared or (set(shared) == {one.group} and own != wanted):  # the group as a whole comes as near
+            continue
+        score = sum(shared.values()) / max(len(wanted), len(own)) * (1 if one.group in USUAL_GROUPS | wanted else 0.4)
+        ranked.append((-score, min(uses[word] for word in shared), str(one)))
+    groups = sorted({one.group for one in names if any(one.group in (word, word[:5]) for word in wanted)})
+    best = min(ranked, default=(0.0, 0, ""))[0]
+    near = [label for score, _, label in sorted(ranked) if score <= best / 2][:MOST_NEAR]
+    return (*near, *(f"{group}:*" for group in groups if not any(label.startswith(f"{group}:") for label in near)))
+
+
+def _words(name: str) -> FrozenSet[str]:
+    return frozenset(WORD.findall(name.lower())) - PLUMBING_WORDS
+
+
+def _alike(word: str, other: str) -> float:
+    """1 for the same word, a half where one begins with the other."""
+    if word == other:
+        return 1
+    short, long = sorted((word, other), key=len)
+    return 0.5 if len(short) >= LEAST_COMMON and long.startswith(short) else 0
 
 
 def _read(path: str) -> bytes:

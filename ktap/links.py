@@ -41,6 +41,13 @@ REFUSED = (errno.ENOENT, errno.EINVAL, errno.ESRCH, errno.EILSEQ, errno.EEXIST, 
 """What the kernel says of functions that it does not trace; anything else is about all of them."""
 
 
+LINK_INFO_BYTES, LEAST_INFO_BYTES = 80, 56
+"""Room for a struct bpf_link_info, and its size since it has what a link of functions misses."""
+PERF_EVENT_KIND, MULTI_KIND = 7, 8
+MISSED = {PERF_EVENT_KIND: 48, MULTI_KIND: 32}
+"""Where it has that, by the kind of link."""
+
+
 class Place(NamedTuple):
     """A function, and the cookie that the program is given."""
 
@@ -49,10 +56,11 @@ class Place(NamedTuple):
 
 
 class Attached(NamedTuple):
-    """What holds the probes, the multi links among it, and what the kernel did not take, with what it said."""
+    """What holds the probes, the links among it that count what they miss, by label, and what the kernel did not take,
+    with what it said."""
 
     fds: List[int]
-    multi: List[Tuple[str, int]]
+    counting: List[Tuple[str, int]]
     refused: List[Tuple[Place, OSError]]
 
 
@@ -112,7 +120,7 @@ def _attach_multi(program: int, places: Sequence[Place], returns: bool, found: A
         _attach_multi(program, places[half:], returns, found)
         return
     found.fds.append(link)
-    found.multi.append((places[0].called.symbol, link))
+    found.counting.append((_label(places), link))
 
 
 def _attach_each(program: int, places: Sequence[Place], returns: bool, found: Attached) -> None:
@@ -126,7 +134,18 @@ def _attach_each(program: int, places: Sequence[Place], returns: bool, found: At
             continue
         found.fds.append(event)
         attribute = struct.pack("=IIIIQ", program, event, PERF_EVENT_LINK, 0, place.cookie)
-        found.fds.append(kernel.create_link(attribute, f"probe in {place.called.symbol}"))
+        link = kernel.create_link(attribute, f"probe in {place.called.symbol}")
+        found.fds.append(link)
+        found.counting.append((_label([place]), link))
+
+
+def _label(places: Sequence[Place]) -> str:
+    """The functions of a link, in a few words."""
+    called = places[0].called
+    name = (
+        f"probe:{called.symbol}{f'+{called.offset:#x}' if called.offset else ''}{'%return' if called.returns else ''}"
+    )
+    return name if len(places) == 1 else f"{name} and {len(places) - 1} more"
 
 
 @cache
@@ -193,11 +212,15 @@ def open_probe(symbol: str, offset: int, returns: bool) -> int:
         raise OSError(error.errno, "no instruction starts there", f"{symbol}+{offset:#x}") from error
 
 
-def multi_misses(link: int) -> int:
-    """How often the functions of a multi link were not traced because the kernel was tracing already (Linux 6.7; 0 before)."""
-    info = ctypes.create_string_buffer(80)
-    with suppress(OSError):
-        kernel.bpf_call(kernel.INFO_BY_FD, struct.pack("=IIQ", link, len(info), ctypes.addressof(info)), "link info")
-        missed: int = struct.unpack_from("=Q", info.raw, 32)[0]
-        return missed
-    return 0
+def misses(link: int) -> Optional[int]:
+    """How often the functions of a link were called unseen: the kernel was in a probe already, or more calls were running
+    than it keeps for returns. None where the kernel does not tell (before Linux 6.7).
+    """
+    info = ctypes.create_string_buffer(LINK_INFO_BYTES)
+    attribute = struct.pack("=IIQ", link, len(info), ctypes.addressof(info))
+    _, answer = kernel.bpf_call(kernel.INFO_BY_FD, attribute, "link info")
+    kind, known_bytes = struct.unpack_from("=I", info.raw)[0], struct.unpack_from("=I", answer, 4)[0]
+    if kind not in MISSED or known_bytes < LEAST_INFO_BYTES:
+        return None
+    missed: int = struct.unpack_from("=Q", info.raw, MISSED[kind])[0]
+    return missed

@@ -49,6 +49,10 @@ BUSY_RECORDS = 2_000
 MOST_CAPTURED_BYTES = 60_000
 """Of one event: a perf record's size is a 16-bit number."""
 
+MISSED = "fired while the kernel was in a probe already"
+MISSED_RETURNS = "more calls were running than the kernel keeps, or it was in a probe already"
+"""What is said of calls that the kernel's own probes did not see."""
+
 
 class LiveSource:
     """See vm.event.Source."""
@@ -84,7 +88,7 @@ class LiveSource:
         self._buffer: Optional[Buffer] = None
         self._attachment: Optional[attach.Attachment] = None
         self.backends: Dict[str, str] = {}
-        """How functions of the kernel are reached, by event."""
+        """How functions are reached, by event."""
         self._follower: Optional[Follower] = None
 
     # -- attaching --------------------------------------------------------------------------------
@@ -224,6 +228,11 @@ class LiveSource:
                 f"{len(skipped)} events cannot be traced and are left out"
                 f" ({first.event.wanted.label}: {first.error.strerror})"
             )
+        if self._attachment.counting:
+            from ktap.links import misses
+
+            if misses(self._attachment.counting[0][1]) is None:
+                self._say("this kernel does not count the calls that its kprobes miss (Linux 6.7 does)")
         slow = self._attachment.perf_tracepoints
         if slow >= attach.SLOW_DETACH:
             self._say(
@@ -362,12 +371,14 @@ class LiveSource:
             missed = claiming.missed(claims)
             if missed:
                 found.append(Loss("fired while the same program ran", label, missed))
-        for label, link in self._attachment.multi:
-            from ktap.links import multi_misses
+        for label, link in self._attachment.counting:
+            from ktap.links import misses
 
-            missed = multi_misses(link)
+            missed = misses(link) or 0
             if missed:
-                found.append(Loss("fired while the kernel was tracing already", label, missed))
+                found.append(
+                    Loss(MISSED_RETURNS if label.partition(" ")[0].endswith("%return") else MISSED, label, missed)
+                )
         return found
 
     def close(self) -> None:

@@ -21,6 +21,8 @@ from vm.named_tuple import NamedTuple
 LINK_CREATE = 28
 PERF_EVENT_LINK, UPROBE_MULTI = 41, 48
 """Attach types."""
+NAMES = {UPROBE_MULTI: "uprobe multi", 0: "uprobe"}
+"""What the ways are called, by what `attach_type` says."""
 MULTI_RETURN = 1
 PMU = "/sys/bus/event_source/devices/uprobe"
 SEMAPHORE_SHIFT = 32

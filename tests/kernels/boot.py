@@ -33,6 +33,8 @@ PACKAGES = ("qemu-system-x86", "qemu-system-common")
 """Debian packages that the machine is made of."""
 SHELL_PACKAGE = "busybox-static"
 """Where the first program that the machine runs comes from."""
+DIES_TOO = ("setpriv", "--pdeathsig", "KILL")
+"""In front of a command that must not outlive this program."""
 QEMU, VIRTIOFSD = "qemu-system-x86_64", "/usr/lib/qemu/virtiofsd"
 MODULES = (
     *("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_console"),
@@ -202,7 +204,7 @@ def boot(release: str, command: Sequence[str], output: BinaryIO, machine: Machin
         (job / "first").write_bytes(first_files(kernel, job))
         with open(job / "files.log", "wb") as log:
             files = subprocess.Popen(
-                [VIRTIOFSD, f"--socket-path={job}/files", "-o", "source=/,sandbox=chroot,cache=always"],
+                [*DIES_TOO, VIRTIOFSD, f"--socket-path={job}/files", "-o", "source=/,sandbox=chroot,cache=always"],
                 stdout=log,
                 stderr=log,
             )
@@ -230,7 +232,19 @@ def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 def _emulate(kernel: Kernel, job: Path, output: BinaryIO, machine: Machine) -> int:
     emulator = subprocess.Popen(
         [
-            *(QEMU, "-accel", "tcg,thread=multi", "-cpu", "max", "-M", "q35", "-smp", str(machine.processors)),
+            # With a thread for each processor some of them go on running instructions that the kernel has patched.
+            *(
+                *DIES_TOO,
+                QEMU,
+                "-accel",
+                "tcg,thread=single",
+                "-cpu",
+                "max",
+                "-M",
+                "q35",
+                "-smp",
+                str(machine.processors),
+            ),
             *("-m", f"{machine.memory_mib}M", "-nodefaults", "-display", "none", "-no-reboot"),
             *("-object", f"memory-backend-memfd,id=memory,size={machine.memory_mib}M,share=on"),
             *("-numa", "node,memdev=memory"),

@@ -20,6 +20,7 @@ TESTS = (
     "tests/live/test_reads.py::test_the_running_task",
     "tests/live/test_filters.py::test_strings_behind_a_data_loc",
     "tests/kernels/functions.py",
+    "tests/kernels/forms.py",
 )
 """What is run there."""
 TIMEOUT_S = 480

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Sequence, Tuple
+
 import pytest
 
-from ktap.demand import BYTES, KERNEL, STRING, USER, Binary, Expression, Number, Place, Read, Symbol
+from ktap.demand import BYTES, EITHER, KERNEL, STRING, USER, Binary, Expression, Number, Place, Read, Symbol
 from ktap.fetch import COMM, MOST_STRING_BYTES, Context, FetchError, Shape, parse_fetch
 from ktap.registers import MACHINES
 
@@ -26,8 +28,26 @@ def plus(what: Expression, number: int) -> Binary:
     return Binary("ADD", what, Number(number))
 
 
-DI, SI, SP = register("di"), register("si"), register("sp")
+DI, SI, DX, SP = register("di"), register("si"), register("dx"), register("sp")
 WORD = Shape("x")
+PARAMETERS = {"buf": (DI, WORD), "f": (SI, WORD), "count": (DX, Shape("u"))}
+
+
+def parameter(name: str, members: Sequence[str]) -> Tuple[Expression, Shape]:
+    """A function whose parameters are known; a member lies as many bytes behind as there are names."""
+    what, shape = PARAMETERS[name]
+    return (at(plus(what, len(members)), 4, KERNEL), Shape("u", 4)) if members else (what, shape)
+
+
+KNOWN = Context(
+    MACHINES["x86_64"],
+    EITHER,
+    symbol={"jiffies": 0x1000}.get,
+    parameters=tuple(PARAMETERS),
+    parameter=parameter,
+    result=Shape("s", 4),
+    name_of=lambda what, kind: Read(KERNEL, STRING, what, MOST_STRING_BYTES),
+)
 FORMS = [
     ("%di", ENTRY, "arg1", DI, WORD),
     ("fd=%di", ENTRY, "fd", DI, WORD),
@@ -63,6 +83,17 @@ FORMS = [
     ("%di:b8@8/16", ENTRY, "arg1", DI, Shape("b", 2, 8, 8)),
     ("%di:char", ENTRY, "arg1", DI, Shape("c", 1)),
     ("%di:symbol", ENTRY, "arg1", DI, Shape("y")),
+    ("%di:symstr", ENTRY, "arg1", DI, Shape("Y")),
+    ("+0(%si):b3@2/16[4]", ENTRY, "arg1", at(SI, 8), Shape("b", 2, 3, 2, 4)),
+    ("@jiffies:u64", KNOWN, "arg1", at(Number(0x1000), 8, KERNEL), Shape("u")),
+    ("@jiffies-8:u32", KNOWN, "arg1", at(Number(0xFF8), 4, KERNEL), Shape("u", 4)),
+    ("count", KNOWN, "arg1", DX, Shape("u")),
+    ("n=count:u8", KNOWN, "n", DX, Shape("u", 1)),
+    ("$arg3", KNOWN, "arg1", DX, Shape("u")),
+    ("+0(buf):string", KNOWN, "arg1", Read(EITHER, STRING, DI, MOST_STRING_BYTES), Shape("S", 1)),
+    ("f->inode.ino", KNOWN, "arg1", at(plus(SI, 2), 4, KERNEL), Shape("u", 4)),
+    ("$arg1:%pD", KNOWN, "arg1", Read(KERNEL, STRING, DI, MOST_STRING_BYTES), Shape("S", 1)),
+    ("$retval", KNOWN._replace(returns=True), "arg1", register("ax"), Shape("s", 4)),
     ("@0x1000:u32", ENTRY, "arg1", at(Number(0x1000), 4), Shape("u", 4)),
     ("@jiffies:u64", OF_KERNEL, "arg1", at(Symbol("jiffies"), 8, KERNEL), Shape("u")),
     ("@jiffies+8", OF_KERNEL, "arg1", at(plus(Symbol("jiffies"), 8), 8, KERNEL), WORD),
@@ -77,6 +108,12 @@ def test_forms(text: str, context: Context, name: str, meaning: Expression, shap
 
 def test_several_are_numbered() -> None:
     assert [argument.name for argument in parse_fetch("%di  n=%si %dx", ENTRY)] == ["arg1", "n", "arg3"]
+
+
+def test_all_parameters_at_once() -> None:
+    assert [argument.name for argument in parse_fetch("c=$comm $arg*", KNOWN)] == ["c", *PARAMETERS]
+    with pytest.raises(FetchError, match="parameters are not known"):
+        parse_fetch("$arg*", ENTRY)
 
 
 def test_a_place_in_the_probed_file() -> None:
@@ -108,6 +145,9 @@ WRONG = [
     ("@name", ENTRY, 0, "must follow `@`"),
     ("%di)", ENTRY, 3, "unexpected `)`"),
     ("\\x", ENTRY, 1, "a constant must be a number"),
+    ("@nothing", KNOWN, 0, "no symbol `nothing`"),
+    ("%di:%pD", ENTRY, 4, "where `struct file` has its name is not known"),
+    ("bufs", KNOWN, 0, "no value: `bufs`"),
 ]
 
 
