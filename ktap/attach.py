@@ -336,15 +336,15 @@ class Attachment:
         return fd
 
     def _waiting(self, case: Case, attach_type: int) -> Case:
-        """The case, as one that waits for memory where it reads some and may wait.
-
-        A perf buffer is no map for such programs; and who exchanges a table's map would not wait for them.
-        """
-        lowering = self._options.lowering
-        exchanged = lowering is not None and lowering.tables is not None and lowering.tables.exchanged
-        if not waits(case) or self._buffer.name != RING or (case.bodies and exchanged) or not can_wait(attach_type):
+        """The case, as one that waits for memory where it reads some and may wait: a perf buffer is no map for that."""
+        if not waits(case) or self._buffer.name != RING or not can_wait(attach_type):
             return case
         return case._replace(waits=True)
+
+    def wait_for_runs(self) -> None:
+        """Return when all runs of programs that sleep have ended that are going on now."""
+        for _, claims in self.claims:
+            claiming.wait(claims)
 
     def _record_values(self, case: Case) -> Values:
         """What a program needs that makes its record of registers."""

@@ -9,6 +9,7 @@ preemption off, or are kept apart by the kernel, which counts them itself.
 from __future__ import annotations
 
 import struct
+import time
 from typing import TYPE_CHECKING, Tuple
 
 from ktap import kernel
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 CLAIMS = "claims"
 """The map: by processor, whether it is claimed, and how many runs found it so."""
 CLAIM_BYTES = 16
+PATIENCE_S = 1.0
 MISSED_OFFSET = 8
 RELEASE = """\
   %claim = load ptr, ptr {room}
@@ -61,6 +63,14 @@ def make() -> int:
 def missed(claims: int) -> int:
     """How many runs found their processor claimed."""
     return sum(_words(claims, cpu)[1] for cpu in kernel.online_cpus())
+
+
+def wait(claims: int) -> None:
+    """Return when every processor was seen unclaimed, or PATIENCE_S later: a run takes microseconds, if it may run."""
+    until = time.monotonic() + PATIENCE_S
+    for cpu in kernel.online_cpus():
+        while _words(claims, cpu)[0] and time.monotonic() < until:
+            time.sleep(0.0001)
 
 
 def _words(claims: int, cpu: int) -> Tuple[int, int]:

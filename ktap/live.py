@@ -217,6 +217,8 @@ class LiveSource:
         skipped = self._attachment.attach(list(enumerate(events)))
         if self._lowering is not None:
             self._add_sites(events, bits)
+            if self._lowering.tables is not None:
+                self._lowering.tables.wait_for_runs = self._attachment.wait_for_runs
         if len(skipped) == len(events):
             raise skipped[0].error
         if skipped or self._options.pids or not self._options.attaching:

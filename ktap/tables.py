@@ -122,6 +122,8 @@ class KernelTables:
         self.variables = variables
         self.name_of = name_of
         self.plumbing = plumbing
+        self.wait_for_runs: Callable[[], None] = lambda: None
+        """Waits for the runs of programs that the kernel does not wait for when a map is exchanged: those that sleep."""
         self.cpus = kernel.possible_cpus()
         self.names: Dict[int, str] = {}
         self.specs: Dict[str, MapSpec] = {}
@@ -259,9 +261,15 @@ class KernelTables:
         held = self.held[name]
         old = held.inner[0]
         if held.outer is not None:
-            held.inner.reverse()
-            kernel.update(held.outer, bytes(4), struct.pack("=I", held.inner[0]))
+            self._exchange(held)
         return kernel.take_all(old, held.key_bytes, rounded(held.value_bytes) * self.cpus, True)
+
+    def _exchange(self, held: Held) -> None:
+        """Have programs use the other map; no run uses the old one any more."""
+        assert held.outer is not None
+        held.inner.reverse()
+        kernel.update(held.outer, bytes(4), struct.pack("=I", held.inner[0]))
+        self.wait_for_runs()
 
     def _key(self, home: TableHome, key: bytes) -> object:
         return unpack_key(home.facts.key, key, self.name_of, self.plumbing)
@@ -312,8 +320,7 @@ class KernelTables:
             if name not in fresh:
                 fresh[name] = held.inner[0]
                 if held.outer is not None:
-                    held.inner.reverse()
-                    kernel.update(held.outer, bytes(4), struct.pack("=I", held.inner[0]))
+                    self._exchange(held)
             size = rounded(held.value_bytes) * self.cpus
             key = struct.pack("=I", place)
             value = kernel.lookup(fresh[name], key, size)

@@ -520,3 +520,17 @@ def test_a_processor_that_another_run_has_claimed(work: Path, tier: str, monkeyp
     (loss,) = traced.losses
     assert (loss.what, loss.events) == ("fired while the same program ran", 7)
     assert "leaf" in loss.where
+
+
+def test_counts_that_a_tick_takes_while_the_function_is_called(work: Path) -> None:
+    """Programs that wait for memory are waited for when a tick takes what they have counted."""
+    script = f"""
+    trace probe:{work}:work {{ s[user_string(arg2)] += 1 }}
+    var seen = 0  var last = 0
+    tick-1ms {{ for (k, n in pairs(s)) {{ seen += n }} delete(s) }}
+    trace_end {{ for (k, n in pairs(s)) {{ seen += n }} print(seen) }}
+    """
+    calls = 3000
+    shell = f"{work} {calls} & {work} {calls} & {work} {calls}; wait"
+    traced = run(script, "sh", "-c", shell, tier="kernel")
+    assert traced.lines == [str(3 * calls)]
