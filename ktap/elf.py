@@ -10,11 +10,15 @@ Files" and "MiniDebugInfo". pyelftools reads the files; it is imported here and 
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from bisect import bisect_right
+from contextlib import contextmanager
 from functools import cache, cached_property
 from io import BytesIO
 from struct import Struct
+from struct import error as StructError  # it is a class
 from typing import IO, TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from vm.named_tuple import NamedTuple
@@ -59,14 +63,39 @@ class NotElf(Exception):
     """The file is no ELF file that can be read; the message says why."""
 
 
-def _read(file: IO[bytes]) -> ELFFile:
+DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError, StructError)
+"""What pyelftools raises besides its own exception for files that are not what they say."""
+
+
+@contextmanager
+def _parsing() -> Iterator[None]:
+    """Raises NotElf for whatever a damaged file makes of its parser."""
     from elftools.common.exceptions import ELFError
-    from elftools.elf.elffile import ELFFile
 
     try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise NotElf("is no ELF file that can be read (it names places before its start)") from error
+    except (ELFError, *DAMAGE) as error:
+        raise NotElf(f"is no ELF file that can be read ({error or type(error).__name__})") from error
+
+
+def _read(file: IO[bytes]) -> ELFFile:
+    from elftools.elf.elffile import ELFFile
+
+    with _parsing():
         return ELFFile(file)
-    except (ELFError, ValueError) as error:
-        raise NotElf(f"is no ELF file ({error})") from error
+
+
+def _open(path: str) -> IO[bytes]:
+    """Open a plain file; others, which might never come to an end, raise NotElf. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotElf("is no plain file")
+    return open(descriptor, "rb")
 
 
 class Binary:
@@ -75,7 +104,7 @@ class Binary:
     def __init__(self, path: str, data: Optional[bytes] = None) -> None:
         """`data` is what lies at no path, in memory. Raises OSError, and NotElf."""
         self.path = path
-        with open(path, "rb") if data is None else BytesIO(data) as file:
+        with _open(path) if data is None else BytesIO(data) as file, _parsing():
             self.inode = os.fstat(file.fileno()).st_ino if data is None else 0
             elf = _read(file)
             self.machine = elf.get_machine_arch()
@@ -127,12 +156,13 @@ class Binary:
             import lzma
 
             try:
-                found += _symbols(_read(BytesIO(lzma.decompress(self._mini))))
+                with _parsing():
+                    found += _symbols(_read(BytesIO(lzma.decompress(self._mini))))
             except (lzma.LZMAError, NotElf):
                 found = []
         for path in self._debug_files():
             try:
-                with open(path, "rb") as file:
+                with _open(path) as file, _parsing():
                     return found + list(_symbols(_read(file)))
             except (OSError, NotElf):
                 continue
@@ -148,7 +178,7 @@ class Binary:
 
     def address_named(self, name: str) -> Optional[int]:
         """The address of a function or a variable, None where the file's own tables have none of the name."""
-        with open(self.path, "rb") as file:
+        with _open(self.path) as file, _parsing():
             return _address_named(_read(file), name)
 
     @cached_property

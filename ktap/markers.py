@@ -50,8 +50,11 @@ def markers(binary: File) -> List[Marker]:
     for note in binary.sdt_notes:
         if note.kind != STAPSDT_KIND:
             continue
+        head = struct.calcsize(words)
+        texts = note.data[head:].split(b"\0")
+        if len(note.data) < head or len(texts) < 3:  # a damaged file
+            continue
         address, base, semaphore = struct.unpack_from(words, note.data)
-        texts = note.data[struct.calcsize(words) :].split(b"\0")
         provider, name, arguments = (text.decode("utf-8", "replace") for text in texts[:3])
         moved = binary.sdt_base - base if binary.sdt_base else 0  # prelink moves the file, not its notes
         offset = binary.offset_of(address + moved)

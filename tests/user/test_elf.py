@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from c_program import WORK, compiled
 
 from ktap.demangle import demangle, plain, without_arguments
-from ktap.elf import NotElf, open_binary
+from ktap.elf import Binary, NotElf, open_binary
 from ktap.libraries import find_file
+from ktap.markers import markers
 from ktap.user_functions import NoEvent, find_functions, take_apart
 
 NAMES = [
@@ -189,3 +192,40 @@ def test_events_are_taken_apart(text: str, target: str, symbol: str, returns: bo
     written = take_apart(text)
     assert written[:4] == (target, symbol, returns, fetch)
     assert text[written.fetch_at :] == fetch
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_damaged_files_are_read_or_refused(work: Path, tmp_path: Path, seed: int) -> None:
+    """Anybody can run such a file on a machine that is traced."""
+    chance = random.Random(seed)
+    data = work.read_bytes()
+    sections = int.from_bytes(data[0x28:0x30], "little")
+    for _ in range(25):
+        damaged = bytearray(data[: chance.choice((len(data), chance.randrange(len(data))))])
+        for _ in range(chance.choice((1, 2, 4, 30))):
+            place = chance.choice((chance.randrange(64), chance.randrange(1000), sections + chance.randrange(2000)))
+            if place < len(damaged):
+                damaged[place] = chance.choice((0, 1, 255, chance.randrange(256)))
+        path = tmp_path / "damaged"
+        path.write_bytes(damaged)
+        with suppress(NotElf):
+            binary = Binary(str(path))
+            assert all(binary.offset_of(function.address) is not None for function in binary.functions)
+            binary.function_at(0x1139)
+            markers(binary)
+            binary.address_named("watched")
+
+
+def test_files_that_never_end_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(NotElf, match="no plain file"):
+        Binary(str(tmp_path / "fifo"))
+
+
+def test_large_tables(tmp_path: Path) -> None:
+    text = "".join(f".globl f{n}\n.type f{n}, @function\nf{n}: .byte 0\n.size f{n}, 1\n" for n in range(20_000))
+    path = compiled(tmp_path / "many", text, "-shared", "-nostdlib", language="assembler")
+    binary = Binary(str(path))
+    assert len([function for function in binary.functions if function.name.startswith("f")]) == 20_000
+    found = binary.functions[-1]
+    assert binary.function_at(found.address) == found
