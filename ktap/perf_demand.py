@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Dict, List, Mapping, Optional, Sequence, Set
 
-from ktap.capture import RAW
+from ktap.calls import CALL_CONTEXTS
+from ktap.capture import COUNTER, RAW, USER_CONTEXTS
 from ktap.captured import IN_INTERRUPT
-from ktap.demand import Demand, Read, inputs
+from ktap.demand import USER, Demand, Read, inputs
 from ktap.kernel_filter import is_decided
 from ktap.perf_values import PARENT
-from ktap.plan import Wanted, reads_record
+from ktap.plan import Captured, Wanted, reads_record
 from vm.diagnostic import Diagnostic
 from vm.event import Probe
 from vm.named_tuple import NamedTuple
@@ -44,7 +45,7 @@ def check(
     for index, wanted in demands.items():
         unknown |= wanted.variables & UNKNOWN.keys()
         for name in sorted(wanted.variables):
-            if name == "curtask" or name.startswith("curtask.") or name.count(".") > 1:
+            if name == "curtask" or name.startswith("curtask."):
                 message = f"`{name}` {NEEDS_BPF}: a structure of the kernel can only be read when the event fires"
                 found.problems.append(Diagnostic(program.source_name, places.get(name), message))
         for state in sorted(wanted.states - {IN_INTERRUPT}):
@@ -66,25 +67,39 @@ def with_parent(wanted: Wanted, demands: Mapping[int, Demand]) -> Wanted:
     return wanted._replace(demand=joined)
 
 
-def unfit(program: Program, probes: Sequence[Probe], wanted: Wanted, places: Mapping[str, Span]) -> List[Diagnostic]:
+def unfit(
+    program: Program, probes: Sequence[Probe], event: Captured, machine: str, places: Mapping[str, Span]
+) -> List[Diagnostic]:
     """What is wrong with one event."""
-    name, found = program.source_name, []
+    wanted, name = event.wanted, program.source_name
+    found: List[Diagnostic] = []
     span = probes[wanted.probes[0]].span
+
+    def problem(what: str, at: Optional[Span] = None, hint: Optional[str] = None) -> None:
+        found.append(Diagnostic(name, at or span, f"{what} {NEEDS_BPF}", hint))
+
     for condition in wanted.filters:
         why = is_decided(condition)
         if why is not None:
-            message = f"a filter of `{wanted.label}` that looks at {why} {NEEDS_BPF}"
-            found.append(Diagnostic(name, span, message))
+            problem(f"a filter of `{wanted.label}` that looks at {why}")
     if wanted.context == RAW and (reads_record(wanted.demand) or wanted.filters):
-        message = f"the arguments of `{wanted.label}` {NEEDS_BPF}"
-        found.append(Diagnostic(name, span, message, "the tracepoint of that name has fields: see ktap list -v"))
-    for read in sorted(wanted.demand.reads, key=repr):
-        found.append(unread(name, wanted, read, places, span))
+        hint = "the tracepoint of that name has fields: see ktap list -v"
+        problem(f"looking at the arguments of `{wanted.label}`", None, hint)
+    if wanted.context in (*USER_CONTEXTS, *CALL_CONTEXTS):
+        from ktap.perf_probes import why_inexpressible
+
+        lacking = why_inexpressible(event, machine)
+        if lacking is not None:
+            problem(f"`{wanted.label}` reads {lacking}, which")
+        return found
+    for member in wanted.members:
+        problem(f"`{member.path}`", places.get(member.path))
+    for read in event.kind.reads:
+        at = next((places[one] for one in inputs(read.address) if one in places), None)
+        problem(f"reading memory of the {'process' if read.space == USER else 'kernel'} at `{wanted.label}`", at)
+    if wanted.context == COUNTER and wanted.recipe is not None:
+        unread = any(isinstance(part.what, Read) for part in wanted.recipe.parts)
+        asked = wanted.demand.variables & {"argstr", "args.value", "arg2"}
+        if unread and (asked or wanted.filters):
+            problem(f"`{min(asked, default='args.value')}` of `{wanted.label}`", places.get(min(asked, default="")))
     return found
-
-
-def unread(name: str, wanted: Wanted, read: Read, places: Mapping[str, Span], span: Span) -> Diagnostic:
-    """That memory cannot be read, at the place of what its address is made of."""
-    at: Optional[Span] = next((places[one] for one in inputs(read.address) if one in places), span)
-    message = f"reading memory of the {'process' if read.space == 'user' else 'kernel'} at `{wanted.label}` {NEEDS_BPF}"
-    return Diagnostic(name, at, message)

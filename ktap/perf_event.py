@@ -27,7 +27,7 @@ DUMMY = 9
 """The software event that never happens: it carries what the kernel says of tasks."""
 
 IP, TID, TIME, ADDRESS, CPU, PERIOD, CALLCHAIN, RAW = 1, 2, 4, 8, 1 << 7, 1 << 8, 1 << 5, 1 << 10
-USER_REGISTERS, IDENTIFIER, REGISTERS, CGROUP = 1 << 12, 1 << 16, 1 << 18, 1 << 21
+USER_REGISTERS, USER_STACK_BYTES, IDENTIFIER, REGISTERS, CGROUP = 1 << 12, 1 << 13, 1 << 16, 1 << 18, 1 << 21
 """What samples have (PERF_SAMPLE_*)."""
 ALWAYS = IDENTIFIER | TID | TIME | CPU
 
@@ -62,6 +62,8 @@ class Attribute(NamedTuple):
     config2: int = 0
     registers: int = 0
     """Which registers, as bits (asm/perf_regs.h)."""
+    stack_bytes: int = 0
+    """Of the top of the process's stack."""
     frames: int = 0
     """The most addresses of a call chain, 0 for as many as the kernel allows."""
 
@@ -85,7 +87,7 @@ def open_event(attribute: Attribute, cpu: int, pid: int, what: str) -> int:
             attribute.config2,
             0,
             registers if attribute.sample & USER_REGISTERS else 0,
-            0,
+            attribute.stack_bytes,
             CLOCK_MONOTONIC,
             registers if attribute.sample & REGISTERS else 0,
             0,
@@ -161,6 +163,8 @@ class Sample(NamedTuple):
     registers: bytes
     """64-bit words, those of the attribute's bits from the lowest on."""
     cgroup: Optional[int]
+    stack: bytes = b""
+    """The top of the process's stack."""
 
 
 Read = Callable[[memoryview, int], Sample]
@@ -172,6 +176,7 @@ def reader(kind: int, registers: int) -> Read:
     unpack, head_bytes = head.unpack_from, 8 + head.size
     has_ip, has_address, has_period = kind & IP, kind & ADDRESS, kind & PERIOD
     has_chain, has_raw, has_cgroup = kind & CALLCHAIN, kind & RAW, kind & CGROUP
+    has_stack = kind & USER_STACK_BYTES
     has_registers = kind & (USER_REGISTERS | REGISTERS)
 
     def simple(data: memoryview, at: int) -> Sample:
@@ -189,7 +194,7 @@ def reader(kind: int, registers: int) -> Read:
         ip = values.pop(0) if has_ip else 0
         pid, tid, time_ns = values[:3]
         address = values[3] if has_address else 0
-        period, chain, raw, abi, words, cgroup = 0, b"", b"", 0, b"", None
+        period, chain, raw, abi, words, cgroup, stack = 0, b"", b"", 0, b"", None, b""
         if has_period:
             (period,) = WORD_AT(data, at)
             at += 8
@@ -201,6 +206,13 @@ def reader(kind: int, registers: int) -> Read:
             (size,) = SIZE_AT(data, at)
             raw = bytes(data[at + 4 : at + 4 + size])
             at += 4 + size
+        if has_stack:
+            (size,) = WORD_AT(data, at)
+            at += 8
+            if size:
+                (real,) = WORD_AT(data, at + size)
+                stack = bytes(data[at : at + min(size, real)])
+                at += size + 8
         if has_registers:
             (abi,) = WORD_AT(data, at)
             at += 8
@@ -209,7 +221,7 @@ def reader(kind: int, registers: int) -> Read:
                 at += 8 * registers
         if has_cgroup:
             (cgroup,) = WORD_AT(data, at)
-        return Sample(time_ns, event, pid, tid, values[-1], ip, address, period, chain, raw, abi, words, cgroup)
+        return Sample(time_ns, event, pid, tid, values[-1], ip, address, period, chain, raw, abi, words, cgroup, stack)
 
     return simple if kind & ~ALWAYS in (RAW, RAW | USER_REGISTERS) and registers <= 1 else read
 

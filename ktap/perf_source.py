@@ -17,12 +17,13 @@ import time
 from operator import itemgetter
 from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 
-from ktap import kernel
+from ktap import kernel, links, uprobes
 from ktap.captured import make_event
 from ktap.event_format import EventFormat
 from ktap.layout import Values
 from ktap.needs import Needs, needs, symbols_of
 from ktap.open_files import allow_files
+from ktap.own_group import OwnGroup
 from ktap.perf_buffer import LOST, LOST_COUNT, SAMPLE
 from ktap.perf_demand import check, unfit, with_parent
 from ktap.perf_event import (
@@ -45,7 +46,7 @@ from ktap.perf_event import (
     share_ring,
 )
 from ktap.perf_rings import Ring, map_largest, online, settled_ns, taken, unmap
-from ktap.perf_streams import Stream, streams
+from ktap.perf_streams import Stream, Tools, streams
 from ktap.perf_values import PARENT, layout_of, seen_by, who_of
 from ktap.plan import Captured, Wanted, captured, probes_of
 from ktap.resolve import Kernel, Resolver
@@ -66,6 +67,9 @@ SLOW_DETACH = 20
 NEW_TASK = TracepointName("task", "task_newtask")
 """Tells which new processes have their maker's parent."""
 CLONE_PARENT = 0x8000
+
+REFUSED = frozenset({*uprobes.REFUSED, *links.REFUSED})
+"""What the kernel says of one place; anything else is about all of them."""
 
 Say = Callable[[str], None]
 TIME = itemgetter(0)
@@ -117,6 +121,9 @@ class PerfSource:
         self._lost_records: Dict[int, int] = {}
         """What PERF_RECORD_LOST told, by processor."""
         self._warned: Set[str] = set()
+        self._group: Optional[OwnGroup] = None
+        self._skipped: List[Tuple[str, OSError]] = []
+        """Places that the kernel does not take."""
         self._new_task: Optional[NewTask] = None
         self._made_tasks: Optional[Opened] = None
         self._own = os.getpid()
@@ -141,12 +148,14 @@ class PerfSource:
         found = [with_parent(one, demands) for one in resolver.wanted(checked.demands, asked.places)]
         for notice in (*resolver.notices, *checked.notices):
             self._say(notice)
-        problems = [one for wanted in found for one in unfit(self._program, probes, wanted, asked.places)]
+        events = [self._captured(one) for one in found]
+        machine = self._kernel.machine
+        problems = [one for event in events for one in unfit(self._program, probes, event, machine, asked.places)]
         if problems:
             raise Refusal(problems, self._program.source, 3)
-        if found:
+        if events:
             try:
-                self._go_live([self._captured(one) for one in found])
+                self._go_live(events)
             except OSError as error:
                 self.close()
                 raise refusal(error) from error
@@ -178,7 +187,10 @@ class PerfSource:
         self.bits = max(len(event.wanted.filters) for event in events)
         self._set_points()
         narrowing = f"common_pid != {self._own}" if self._initial else ""
-        wanted = self.streams = streams(events, self.bits, self._format, narrowing)
+        tools = Tools(
+            self.bits, self._format, narrowing, self._kernel.machine, self._own_group, self._options.attaching
+        )
+        wanted = self.streams = streams(events, tools)
         if not self._options.attaching:
             return
         cpus = online(self._options.cpu)
@@ -189,6 +201,11 @@ class PerfSource:
         self._tasks.snapshot(time.monotonic_ns())
         for stream in wanted:
             self._open(stream)
+        if self._skipped and not self._streams:
+            raise self._skipped[0][1]
+        if self._skipped:
+            label, error = self._skipped[0]
+            self._say(f"{len(self._skipped)} events cannot be traced and are left out ({label}: {error.strerror})")
         slow = len({stream.event_id for stream in wanted if stream.event_id is not None})
         if slow >= SLOW_DETACH:
             seconds = max(1, round(slow * DETACH_NS / 1e9))
@@ -197,6 +214,11 @@ class PerfSource:
         for opened in self._streams:
             for fd in opened.fds:
                 kernel.enable(fd)
+
+    def _own_group(self) -> OwnGroup:
+        if self._group is None:
+            self._group = OwnGroup(self._kernel.tracefs().root)
+        return self._group
 
     def _set_points(self) -> None:
         for event in self.events:
@@ -248,7 +270,17 @@ class PerfSource:
         opened = Opened(stream, [], reader(attribute.sample, bin(attribute.registers).count("1")))
         self._streams.append(opened)
         for ring in self._rings:
-            fd = open_event(attribute, ring.cpu, -1, stream.label)
+            try:
+                fd = open_event(attribute, ring.cpu, -1, stream.label)
+            except OSError as error:
+                if stream.event_id is not None or opened.fds or error.errno not in REFUSED:
+                    raise
+                self._streams.remove(opened)
+                if stream.parts is None:
+                    self._skipped.append((stream.label, error))
+                for part in stream.parts() if stream.parts is not None else ():
+                    self._open(part)
+                return
             opened.fds.append(fd)
             self._opened[number_of(fd)] = opened
             share_ring(fd, ring.owner)
@@ -372,7 +404,12 @@ class PerfSource:
         """Say where BPF programs of others may keep events to themselves: the kernel samples none for which one returns 0."""
         for opened in self._streams:
             label = opened.stream.label
-            if opened.stream.event_id is not None and label not in self._warned and has_programs(opened.fds[0]):
+            if (
+                opened.stream.event_id is not None
+                and label not in self._warned
+                and opened.fds
+                and has_programs(opened.fds[0])
+            ):
                 self._warned.add(label)
                 self._say(f"{label}: BPF programs of another tracer are on it and may keep its events from this one")
 
@@ -388,6 +425,8 @@ class PerfSource:
         for owner in self._owners:
             os.close(owner)
         self._streams, self._rings, self._task_rings, self._owners = [], [], [], []
+        if self._group is not None:
+            self._group.close()
 
 
 FULL = "perf buffer full"

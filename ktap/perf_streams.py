@@ -13,6 +13,7 @@ from ktap.captured import KERNEL_STACK, PLUMBING_FRAMES, USER_STACK
 from ktap.event_format import EventFormat
 from ktap.kernel import CPU_CLOCK
 from ktap.kernel_filter import MOST_BYTES, both, kernel_filter
+from ktap.own_group import OwnGroup
 from ktap.perf_event import CALLCHAIN, RAW, SOFTWARE, USER_REGISTERS, Attribute, Sample
 from ktap.perf_event import TRACEPOINT as TRACEPOINT_TYPE
 from ktap.perf_values import Maker, samples_of, tracepoint_fills
@@ -32,6 +33,20 @@ MOST_FRAMES = 127
 FormatOf = Callable[[TracepointName], EventFormat]
 
 
+class Tools(NamedTuple):
+    """What streams are made with."""
+
+    bits: int
+    """How many low bits of a point tell of filters."""
+    format_of: FormatOf
+    narrowing: str
+    """A condition that every filter of a tracepoint has."""
+    machine: str
+    group: Callable[[], OwnGroup]
+    """Where events are defined; asked for when the first is."""
+    attaching: bool = True
+
+
 class Stream(NamedTuple):
     """A perf event, one on every processor."""
 
@@ -48,32 +63,41 @@ class Stream(NamedTuple):
     """Of the tracepoint, where that is what detaching takes its time for."""
     how: str = "a perf event of the tracepoint on every processor"
     """For ktap explain."""
+    keep: Tuple[object, ...] = ()
+    """What its attribute points at."""
+    parts: Optional[Callable[[], List[Stream]]] = None
+    """The same in smaller pieces, of which the kernel may refuse fewer."""
 
 
-def streams(events: Sequence[Captured], bits: int, format_of: FormatOf, narrowing: str) -> List[Stream]:
-    """All perf events of a script. `narrowing`: a condition that every tracepoint's filter has."""
+def streams(events: Sequence[Captured], tools: Tools) -> List[Stream]:
+    """All perf events of a script. Raises OSError for a definition that the kernel does not take."""
     found: List[Stream] = []
     calls: Dict[str, List[Tuple[int, Captured]]] = {}
+    places: List[Tuple[int, Captured]] = []
     for number, event in enumerate(events):
         context = event.wanted.context
         if context in (SYSCALL_ENTER, SYSCALL_EXIT):
             calls.setdefault(context, []).append((number, event))
+        elif context in KINDS:
+            found.append(KINDS[context](number, event, tools))
         else:
-            found.append(KINDS[context](number, event, bits, format_of, narrowing))
+            places.append((number, event))
     for context, members in calls.items():
-        found.append(_system_calls(context, members, bits, format_of, narrowing))
+        found.append(_system_calls(context, members, tools))
+    if places:
+        from ktap.perf_probes import place_streams
+
+        found += place_streams(places, tools)
     return found
 
 
-def _system_calls(
-    context: str, members: Sequence[Tuple[int, Captured]], bits: int, format_of: FormatOf, narrowing: str
-) -> Stream:
+def _system_calls(context: str, members: Sequence[Tuple[int, Captured]], tools: Tools) -> Stream:
     name = "sys_enter" if context == SYSCALL_ENTER else "sys_exit"
-    event_format = format_of(TracepointName(RAW_GROUP, name))
+    event_format = tools.format_of(TracepointName(RAW_GROUP, name))
     by_number: Dict[int, List[Maker]] = {}
     sample, frames, flags = RAW | USER_REGISTERS, 0, 0
     for number, event in members:
-        maker = Maker(number, event, bits, tracepoint_fills(event))
+        maker = Maker(number, event, tools.bits, tracepoint_fills(event))
         by_number.setdefault(event.wanted.number, []).append(maker)
     for _, event in members:
         sample |= samples_of(event.kind.layout)
@@ -88,7 +112,7 @@ def _system_calls(
         return by_number.get(int.from_bytes(sample.raw[NUMBER_OFFSET : NUMBER_OFFSET + 4], "little"), none)
 
     label = members[0][1].wanted.label if len(members) == 1 else f"syscalls:{name}_*"
-    chosen = both(_calls_filter([event for _, event in members], event_format), narrowing)
+    chosen = both(_calls_filter([event for _, event in members], event_format), tools.narrowing)
     how = f"a perf event of {RAW_GROUP}:{name} on every processor"
     return Stream(label, attribute, route, chosen or None, event_id=event_format.id, how=how)
 
@@ -110,15 +134,15 @@ def _own_filter(event: Captured, event_format: Optional[EventFormat]) -> Optiona
     return kernel_filter(wanted.filters, event_format)
 
 
-def _tracepoint(number: int, event: Captured, bits: int, format_of: FormatOf, narrowing: str) -> Stream:
+def _tracepoint(number: int, event: Captured, tools: Tools) -> Stream:
     wanted = event.wanted
     group, _, name = wanted.label.partition(":")
-    event_format = wanted.format or format_of(TracepointName(group, name))
-    maker = (Maker(number, event, bits, tracepoint_fills(event)),)
+    event_format = wanted.format or tools.format_of(TracepointName(group, name))
+    maker = (Maker(number, event, tools.bits, tracepoint_fills(event)),)
     sample = RAW | samples_of(event.kind.layout)
     frames, flags = chain_of([event]) if sample & CALLCHAIN else (0, 0)
     attribute = Attribute(TRACEPOINT_TYPE, event_format.id, 1, sample, flags, frames=frames)
-    chosen = both(_own_filter(event, event_format), narrowing)
+    chosen = both(_own_filter(event, event_format), tools.narrowing)
     return Stream(
         wanted.label,
         attribute,
@@ -128,10 +152,10 @@ def _tracepoint(number: int, event: Captured, bits: int, format_of: FormatOf, na
     )
 
 
-def _profile(number: int, event: Captured, bits: int, format_of: FormatOf, narrowing: str) -> Stream:
+def _profile(number: int, event: Captured, tools: Tools) -> Stream:
     timer = event.wanted.timer
     assert timer is not None
-    maker = (Maker(number, event, bits, {}),)
+    maker = (Maker(number, event, tools.bits, {}),)
     sample = samples_of(event.kind.layout)
     frames, flags = chain_of([event]) if sample & CALLCHAIN else (0, 0)
     attribute = Attribute(SOFTWARE, CPU_CLOCK, timer.period_ns, sample, flags, frames=frames)
@@ -155,8 +179,8 @@ def chain_of(events: Sequence[Captured]) -> Tuple[int, int]:
     return (0 if kernel and user else min(MOST_FRAMES, kernel + PLUMBING_FRAMES if kernel else user)), flags
 
 
-KINDS: Dict[str, Callable[[int, Captured, int, FormatOf, str], Stream]] = {
+KINDS: Dict[str, Callable[[int, Captured, Tools], Stream]] = {
     TRACEPOINT: _tracepoint,
     PROFILE: _profile,
 }
-"""How events other than system calls become perf events."""
+"""How events become perf events that are neither system calls nor places in code nor counters."""

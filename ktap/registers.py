@@ -77,6 +77,13 @@ MACHINES: Mapping[str, Machine] = {
 """By machine, as uname -m names it."""
 
 
+SAMPLED = {
+    "x86_64": "ax bx cx dx si di bp sp ip flags cs ss - - - - r8 r9 r10 r11 r12 r13 r14 r15",
+    "aarch64": " ".join([*(f"x{number}" for number in range(31)), "sp", "pc"]),
+}
+"""The registers that a perf event can sample, in the order of their bits (asm/perf_regs.h)."""
+
+
 def argument_register(machine: Machine, number: int) -> Optional[Part]:
     """Where an argument of a call is, counted from 1; None where it is on the stack."""
     return machine.registers[machine.arguments[number - 1]] if number <= len(machine.arguments) else None

@@ -20,7 +20,7 @@ from vm.run import Run, RunOptions
 LIMITS = Limits()
 TRANSPORTS = ("ring", "perf")
 EVENTS = "events"
-"""In place of a transport: the backend without BPF."""
+"""In place of a transport or a tier: the backend without BPF."""
 WAYS = (*TRANSPORTS, EVENTS)
 
 
@@ -80,8 +80,8 @@ def trace(
         compile_source(script, "test.kp").program, sink, LiveHost(), MachineOptions(limits, types=KernelTypes())
     )
     child = Child(command) if command else None
-    if buffer == EVENTS:
-        buffer, backend = "auto", "perf"
+    if EVENTS in (buffer, tier):
+        buffer, tier, backend = "auto", "vm", "perf"
     options = Options(buffer=buffer, buffer_bytes=buffer_bytes, pid=pid, cpu=cpu, tier=tier, backend=backend)
     held = child.held() if child and not everyone else None
     source = machine_source(machine, options, held, notices.append)

@@ -95,6 +95,7 @@ if os.fork() == 0:
 os.wait()
 thread = threading.Thread(target=lambda: (os.getppid(), named(b"fourth")))
 thread.start(); thread.join()
+while len(os.listdir("/proc/self/task")) > 1: pass
 with open("/proc/self/comm", "w") as file: file.write("a (b) c)")
 os.getppid()
 os.execv("/bin/true", ["true"])
@@ -188,7 +189,7 @@ def test_what_is_not_known_is_nil_and_said() -> None:
         ("trace sched:sched_switch { print(curtask.pid) }", "`curtask.pid` takes BPF"),
         ("trace raw:sched_switch { print(arg1) }", "the arguments of `raw:sched_switch` takes BPF"),
         ("trace sched:sched_switch /uid == 0/ { }", "looks at `uid` takes BPF"),
-        ("trace sched:sched_process_exec { print(kernel_u64(`jiffies`)) }", "reading memory of the kernel"),
+        ("trace sched:sched_process_exec { print(kernel_u64(0xffffffff81000000)) }", "reading memory of the kernel"),
     ],
 )
 def test_what_takes_bpf_is_refused_at_its_place(script: str, message: str) -> None:
@@ -300,7 +301,7 @@ def test_a_signal_leaves_nothing(number: signal.Signals, environment: dict[str, 
     command = [sys.executable, "-m", "ktap", "--backend", "perf", "-e", EVERYTHING]
     ktap = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert ktap.stderr is not None
-    assert b"Tracing" in ktap.stderr.readline()
+    assert any(b"Tracing" in line for line in ktap.stderr)
     ktap.send_signal(number)
     ktap.wait(timeout=60)
     assert sorted(path.name for path in (tracefs / "instances").iterdir()) == before

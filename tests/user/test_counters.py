@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from c_program import WORK, compiled
-from tracing import python, trace
+from tracing import EVENTS, python, trace
 
 from ktap import kernel
 from ktap.counters import HARDWARE_EVENTS, NoCounter, available, cache_events, find_counter
@@ -15,7 +15,7 @@ from ktap.elf import open_binary
 from vm.diagnostic import Refusal
 
 pytestmark = pytest.mark.live
-TIERS = ("vm", "kernel")
+TIERS = ("vm", "kernel", EVENTS)
 MACHINE = os.uname().machine
 
 
@@ -86,7 +86,7 @@ def address_of(program: Path, name: str) -> int:
     return address
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", TIERS[:2])
 def test_a_variable_is_watched(tmp_path: Path, tier: str) -> None:
     program = compiled(tmp_path / "fixed", WORK, "-no-pie")
     script = f"""
@@ -123,7 +123,7 @@ int main(int argc, char **argv)
 """Each variable is written and read once in a round; the kernel clears none of them when the program starts."""
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", TIERS[:2])
 @pytest.mark.parametrize("mode, times", [("w", 1), ("rw", 2), ("r", 2)])
 def test_variables_of_every_size_written_and_read(tmp_path: Path, tier: str, mode: str, times: int) -> None:
     """No processor that has watchpoints on data for both tells reads from writes: `r` is both on x86."""
@@ -153,3 +153,13 @@ def test_timers_on_every_processor_at_any_rate(tier: str, rate: str, per_s: int)
     assert set(counts) == set(kernel.online_cpus())
     for count in counts.values():  # a virtual processor may stand still for a while
         assert 0.3 * per_s <= count / 0.5 <= 1.2 * per_s
+
+
+def test_without_bpf_a_watchpoint_tells_where_but_not_what(tmp_path: Path) -> None:
+    program = compiled(tmp_path / "fixed", WORK, "-no-pie")
+    event = f"watch:{address_of(program, 'watched'):#x}:8:w"
+    script = f"var n = 0 trace {event} {{ n += 1  where = args.addr }} trace_end {{ print(n, where) }}"
+    found = trace(script, [str(program), "50"], tier=EVENTS).lines
+    assert found == trace(script, [str(program), "50"]).lines
+    with pytest.raises(Refusal, match=r"`args.value` of"):
+        trace(f"trace {event} {{ print(args.value) }}", [str(program), "50"], tier=EVENTS)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from c_program import MANY, WORK, compiled
 from conftest import Ktap
-from tracing import TRANSPORTS, Traced, trace
+from tracing import EVENTS, TRANSPORTS, Traced, trace
 
 from ktap import kernel, uprobes
 from ktap.attach import Attachment
@@ -26,7 +26,7 @@ from vm.diagnostic import Refusal
 
 pytestmark = pytest.mark.live
 
-TIERS = ("vm", "kernel")
+TIERS = ("vm", "kernel", EVENTS)
 CALLS = 50
 
 

@@ -1,0 +1,316 @@
+"""What is computed of a sample's registers and of the memory that the kernel has fetched for it.
+
+Registers come with a sample as such. Memory comes as fetch arguments of a definition in the kernel's own words
+(ktap.own_group); beside each number stands a string from the same place, whose text tells whether there was any
+memory at all, for the number itself does not.
+
+Source: Documentation/trace/kprobetrace.rst; kernel/trace/trace_probe_kernel.h (FAULT_STRING).
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from typing import Callable, Dict, List, Optional, Tuple
+
+from ktap.demand import OPERATORS, STRING, USER, Binary, Expression, Number, Place, Read, Symbol, Value
+from ktap.event_format import EventFormat
+from ktap.fetch import COMM
+from ktap.fetched import COMM_BYTES, FUNCTION, Part, Recipe
+from ktap.registers import MACHINES, SAMPLED, WORD_BYTES
+from vm.named_tuple import NamedTuple
+from vm.values import wrap
+
+FAULT = b"(fault)"
+MOST_ELEMENTS = 64
+MOST_TEXT_BYTES = 63
+"""Of a fetch argument (MAX_ARGSTR_LEN)."""
+FUNCTION_OFFSET = 8
+"""Where the records of probes have the address of the function, or of the place."""
+
+Cell = Callable[[bytes], Optional[bytes]]
+"""Finds a value in the record that the kernel has made; None where there was no memory."""
+Cells = Dict[Read, Cell]
+Number64 = Callable[["Instant"], Optional[int]]
+
+
+class Instant(NamedTuple):
+    """What is known of the moment a probe fired."""
+
+    registers: bytes
+    """As struct pt_regs has them."""
+    raw: bytes
+    """The record of the probe."""
+    name: bytes
+
+
+class Inexpressible(Exception):
+    """The kernel has no words for what is to be fetched; the message says what."""
+
+
+# -- registers ------------------------------------------------------------------------------------
+
+
+class Registers:
+    """Between the order of a sample and that of struct pt_regs."""
+
+    def __init__(self, machine: str) -> None:
+        known = MACHINES[machine].registers
+        names = SAMPLED[machine].split()
+        present = [(bit, name) for bit, name in enumerate(names) if name in known]
+        self.mask = sum(1 << bit for bit, _ in present)
+        self.count = len(present)
+        self._unpack = struct.Struct(f"={self.count}Q").unpack
+        size = max(part.offset for part in known.values()) // WORD_BYTES + 1
+        self._places = [known[name].offset // WORD_BYTES for _, name in present]
+        self._pack = struct.Struct(f"={size}Q").pack
+        self._size = size
+        self.offsets = frozenset(known[name].offset for _, name in present)
+        """Where pt_regs has those that are sampled."""
+
+    def image(self, sampled: bytes) -> bytes:
+        """The registers of a sample as struct pt_regs has them."""
+        words = [0] * self._size
+        if sampled:
+            for place, word in zip(self._places, self._unpack(sampled)):
+                words[place] = word
+        return self._pack(*words)
+
+
+# -- fetch arguments ------------------------------------------------------------------------------
+
+NamesOf = Callable[[Expression], Optional[str]]
+"""The kernel's word for a register or a field; None where it has none."""
+
+
+def register_names(machine: str) -> NamesOf:
+    """The words for registers."""
+    by_offset = {part.offset: name for name, part in MACHINES[machine].registers.items()}
+
+    def name_of(what: Expression) -> Optional[str]:
+        if isinstance(what, Place) and what.size_bytes == WORD_BYTES and what.offset in by_offset:
+            return f"%{by_offset[what.offset]}"
+        return None
+
+    return name_of
+
+
+def field_names(event: EventFormat) -> NamesOf:
+    """The words for the fields of a tracepoint."""
+    by_place = {(field.offset, field.size): field.name for field in event.fields}
+
+    def name_of(what: Expression) -> Optional[str]:
+        name = by_place.get((what.offset, what.size_bytes)) if isinstance(what, Place) else None
+        return f"${name}" if name else None
+
+    return name_of
+
+
+class Words(NamedTuple):
+    """How the kernel's words are made."""
+
+    name_of: NamesOf
+    process_is_default: bool
+    """Memory without a `u` is the process's: in its own functions."""
+
+
+def pointer_text(address: Expression, offset: int, user: bool, words: Words) -> str:
+    """Memory at an address and an offset: `+8(%di)`, `+u0(+16($arg))`, `@0x1234`. Raises Inexpressible."""
+    if isinstance(address, Binary) and address.operator in ("ADD", "SUB") and isinstance(address.right, Number):
+        moved = address.right.value if address.operator == "ADD" else -address.right.value
+        return pointer_text(address.left, offset + moved, user, words)
+    if isinstance(address, Binary) and address.operator == "ADD" and isinstance(address.left, Number):
+        return pointer_text(address.right, offset + address.left.value, user, words)
+    sign = "u" if user and not words.process_is_default else ""
+    if isinstance(address, (Number, Symbol)):
+        if sign:
+            raise Inexpressible("memory of the process at an address that is written out")
+        if isinstance(address, Number):
+            return f"@{(address.value + offset) & 0xFFFFFFFFFFFFFFFF:#x}"
+        return f"@{address.name}{offset:+}" if offset else f"@{address.name}"
+    if isinstance(address, Read):
+        if address.most_bytes != WORD_BYTES or address.length is not None or address.kind == STRING:
+            raise Inexpressible("a pointer that is no word")
+        inner: Optional[str] = pointer_text(address.address, 0, address.space == USER, words)
+    else:
+        inner = words.name_of(address)
+    if inner is None:
+        raise Inexpressible("an address that is computed of more than a value and an offset")
+    return f"{'+' if offset >= 0 else '-'}{sign}{abs(offset)}({inner})"
+
+
+class Fetches:
+    """Collects what is to be fetched for one event, each thing once."""
+
+    def __init__(self, words: Words) -> None:
+        self._words = words
+        self._values: List[str] = []
+        self._checks: List[str] = []
+        """They come last: there is room for a page of strings."""
+        self._names: Dict[Read, Tuple[str, ...]] = {}
+
+    @property
+    def arguments(self) -> List[str]:
+        """As a definition has them."""
+        return [*self._values, *self._checks]
+
+    def add(self, what: Expression) -> None:
+        """Note all memory that an expression looks at. Raises Inexpressible."""
+        if isinstance(what, Binary):
+            self.add(what.left)
+            self.add(what.right)
+        elif isinstance(what, Read) and what not in self._names:
+            if what.length is not None:
+                raise Inexpressible("a number of bytes that is computed")
+            self._names[what] = self._fetch(what)
+
+    def _fetch(self, read: Read) -> Tuple[str, ...]:
+        if read.kind == STRING:
+            return (self._string(self._values, read, 0), self._string(self._checks, read, 1))
+        text = pointer_text(read.address, 0, read.space == USER, self._words)
+        value = self._argument(self._values, f"{text}:{_type(read.most_bytes)}")
+        ends = sorted({0, read.most_bytes - 1})
+        return (value, *(self._string(self._checks, read, end + behind) for end in ends for behind in (0, 1)))
+
+    def _string(self, arguments: List[str], read: Read, offset: int) -> str:
+        text = pointer_text(read.address, offset, False, self._words)  # the type says whose it is
+        return self._argument(arguments, f"{text}:{'ustring' if read.space == USER else 'string'}")
+
+    def _argument(self, arguments: List[str], text: str) -> str:
+        if len(text) > MOST_TEXT_BYTES:
+            raise Inexpressible(f"a fetch argument as long as {text}")
+        known = next((one for one in self.arguments if one.partition("=")[2] == text), None)
+        if known is None:
+            known = f"k{len(self._values) + len(self._checks)}={text}"
+            arguments.append(known)
+        return known.partition("=")[0]
+
+    def cells(self, event: EventFormat) -> Cells:
+        """How each value is found in the record that the kernel makes, whose format is known now."""
+        return {read: _cell(read, names, event) for read, names in self._names.items()}
+
+
+def _type(size_bytes: int) -> str:
+    """A type of so many bytes."""
+    if size_bytes in (1, 2, 4, 8):
+        return f"u{8 * size_bytes}"
+    for element in (1, 2, 4, 8):
+        if size_bytes % element == 0 and size_bytes // element <= MOST_ELEMENTS:
+            return f"u{8 * element}[{size_bytes // element}]"
+    raise Inexpressible(f"{size_bytes} bytes at once")
+
+
+def _cell(read: Read, names: Tuple[str, ...], event: EventFormat) -> Cell:
+    fields = [event.field(name) for name in names]
+    first, *rest = [field.offset for field in fields if field is not None]
+    assert len(rest) == len(names) - 1
+    if read.kind == STRING:
+        most, behind = read.most_bytes - 1, rest[0]
+        return lambda raw: found[:most] if (found := _readable(raw, first, behind)) is not None else None
+    end, pairs = first + read.most_bytes, list(zip(rest[::2], rest[1::2]))
+    return lambda raw: raw[first:end] if all(_readable(raw, *pair) is not None for pair in pairs) else None
+
+
+def _readable(raw: bytes, at: int, behind: int) -> Optional[bytes]:
+    """A string, None where there was no memory; `behind` is the one that begins a byte later, for a string may be FAULT."""
+    found = _text_at(raw, at)
+    return None if found == FAULT and _text_at(raw, behind) != FAULT[1:] else found
+
+
+def _text_at(raw: bytes, at: int) -> Optional[bytes]:
+    """A string of a record; None for one without even an end (older kernels say so that there was no memory)."""
+    word = int.from_bytes(raw[at : at + 4], sys.byteorder)
+    return raw[word & 0xFFFF :][: word >> 16].partition(b"\0")[0] if word >> 16 else None
+
+
+def behind_record(what: Expression, recipe: Optional[Recipe]) -> Expression:
+    """An expression over the record that a recipe makes, as one over what the record is made of. Raises Inexpressible."""
+    if isinstance(what, Binary):
+        return what._replace(left=behind_record(what.left, recipe), right=behind_record(what.right, recipe))
+    if isinstance(what, Read):
+        length = None if what.length is None else behind_record(what.length, recipe)
+        return what._replace(address=behind_record(what.address, recipe), length=length)
+    if isinstance(what, Place) and recipe is not None:
+        part = next((part for part in recipe.parts if part.offset == what.offset), None)
+        if part is None or part.shape.size_bytes != WORD_BYTES or part.shape.bits or part.shape.length:
+            raise Inexpressible("a pointer that is no word")
+        return part.what
+    return what
+
+
+# -- values ---------------------------------------------------------------------------------------
+
+
+def number_of(what: Expression, cells: Cells) -> Number64:
+    """How an expression is computed of an instant; None where memory was not there."""
+    if isinstance(what, Number):
+        value = what.value
+        return lambda instant: value
+    if isinstance(what, Place):
+        start, end, signed = what.offset, what.offset + what.size_bytes, what.signed
+        return lambda instant: int.from_bytes(instant.registers[start:end], sys.byteorder, signed=signed)
+    if what == FUNCTION:
+        return lambda instant: int.from_bytes(
+            instant.raw[FUNCTION_OFFSET : FUNCTION_OFFSET + WORD_BYTES], sys.byteorder
+        )
+    if isinstance(what, Binary):
+        left, right, compute = number_of(what.left, cells), number_of(what.right, cells), OPERATORS[what.operator][1]
+
+        def both(instant: Instant) -> Optional[int]:
+            first, second = left(instant), right(instant)
+            return None if first is None or second is None else wrap(compute(first, second))
+
+        return both
+    if isinstance(what, Read):
+        cell = cells[what]
+
+        def fetched(instant: Instant) -> Optional[int]:
+            data = cell(instant.raw)
+            return None if data is None else int.from_bytes(data, sys.byteorder)
+
+        return fetched
+    assert isinstance(what, (Value, Symbol))
+    raise Inexpressible(f"`{what.name}`")
+
+
+def record_maker(recipe: Recipe, cells: Cells) -> Callable[[Instant], bytes]:
+    """Makes the record that a recipe describes; what could not be read is 0, a string that could not is none."""
+    texts = [part for part in recipe.parts if part.shape.letter == "S"]
+    fixed = [(part, _bytes_of(part, cells)) for part in recipe.parts if part.shape.letter != "S"]
+
+    def make(instant: Instant) -> bytes:
+        record = bytearray(recipe.fixed_bytes)
+        record[4:8] = instant.raw[4:8]
+        for part, value in fixed:
+            data = value(instant)
+            record[part.offset : part.offset + len(data)] = data
+        for part in texts:
+            found = instant.name.ljust(COMM_BYTES, b"\0") if part.what == COMM else _text(part, cells, instant)
+            record[part.offset : part.offset + 4] = (len(found) << 16 | len(record)).to_bytes(4, sys.byteorder)
+            record += found
+        return bytes(record)
+
+    return make
+
+
+def _text(part: Part, cells: Cells, instant: Instant) -> bytes:
+    assert isinstance(part.what, Read)
+    found = cells[part.what](instant.raw)
+    return b"" if found is None else found + b"\0"
+
+
+def _bytes_of(part: Part, cells: Cells) -> Callable[[Instant], bytes]:
+    shape = part.shape
+    if shape.length:
+        assert isinstance(part.what, Read)
+        cell, size = cells[part.what], shape.size_bytes * shape.length
+        return lambda instant: cell(instant.raw) or bytes(size)
+    compute, size, mask = number_of(part.what, cells), shape.size_bytes, (1 << 8 * shape.size_bytes) - 1
+
+    def value(instant: Instant) -> bytes:
+        number = (compute(instant) or 0) & 0xFFFFFFFFFFFFFFFF
+        if shape.bits:
+            number = number >> shape.shift & (1 << shape.bits) - 1
+        return (number & mask).to_bytes(size, sys.byteorder)
+
+    return value

@@ -1,0 +1,331 @@
+"""Perf events of places in code and of counters, as streams (see ktap.perf_streams).
+
+A place whose values are all in registers is an event of the kernel's uprobe or kprobe PMU, gone with its file
+descriptor. One whose values take memory is defined in ktap's own group, with the memory as fetch arguments.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
+
+from ktap.calls import CALL_CONTEXTS, CALL_RETURN
+from ktap.capture import COUNTER, USER_CONTEXTS, USER_RETURN
+from ktap.captured import CALLER, MEMBER, READ, RECORD
+from ktap.counters import REGISTER_BYTES
+from ktap.demand import Read
+from ktap.event_format import EventFormat, parse_format
+from ktap.own_group import OwnGroup
+from ktap.perf_event import ADDRESS, IP, RAW, REGISTERS, USER_STACK_BYTES, Attribute, Sample
+from ktap.perf_event import TRACEPOINT as TRACEPOINT_TYPE
+from ktap.perf_fetch import (
+    Cells,
+    Fetches,
+    Inexpressible,
+    Instant,
+    Registers,
+    Words,
+    behind_record,
+    record_maker,
+    register_names,
+)
+from ktap.perf_streams import Stream, Tools, chain_of
+from ktap.perf_values import Fill, Maker, Who, samples_of, tracepoint_fills
+from ktap.plan import Captured, Wanted
+from ktap.registers import MACHINES, WORD_BYTES
+from ktap.tasks import Tasks
+
+RETURNS = 1
+"""Bit of the configuration of an event of these PMUs."""
+SEMAPHORE_SHIFT = 32
+DEVICES = {"uprobe": "user probes (CONFIG_UPROBES)", "kprobe": "probes on its functions (CONFIG_KPROBES)"}
+
+
+FEW = 4
+"""So many places are an event each; more of them are one definition, which the kernel lets go of all at once."""
+NUMBER = "number"
+"""The argument of a definition that says which of its places it was."""
+
+Members = Sequence[Tuple[int, Captured]]
+"""Events with their numbers."""
+
+
+def place_streams(events: Members, tools: Tools) -> List[Stream]:
+    """The streams of functions, returns, markers and counters. Raises OSError, and Inexpressible."""
+    found: List[Stream] = []
+    groups: Dict[object, List[Tuple[int, Captured]]] = {}
+    for number, event in events:
+        if event.wanted.context == COUNTER:
+            found.append(counter_stream(number, event, tools))
+        else:
+            fetches = fetches_of(event, tools.machine)
+            key = (event.wanted.context, tuple(fetches.arguments), event.kind.layout)
+            groups.setdefault(key, []).append((number, event))
+    for members in groups.values():
+        if fetches_of(members[0][1], tools.machine).arguments or len(by_place(members)) > FEW:
+            found.append(defined_stream(members, tools))
+        else:
+            found += [device_stream(number, event, tools) for number, event in members]
+    return found
+
+
+def by_place(members: Members) -> List[Members]:
+    """The events of each place."""
+    found: Dict[object, List[Tuple[int, Captured]]] = {}
+    for number, event in members:
+        wanted = event.wanted
+        called = wanted.called
+        place = wanted.spot._replace(starts=False) if wanted.spot is not None else called and (called[0], called[2])
+        found.setdefault(place, []).append((number, event))
+    return list(found.values())
+
+
+def attribute_of(event: Captured, registers: Registers, machine: str) -> Attribute:
+    """What is sampled at a place; its type and configuration are left open."""
+    layout = event.kind.layout
+    kind = RAW | samples_of(layout)
+    if layout.item(RECORD) is not None or event.case.reads or event.case.members:
+        kind |= REGISTERS
+    top = 0
+    if layout.item(CALLER) is not None:
+        kind |= REGISTERS
+        if MACHINES[machine].stack_words:  # calls push the address
+            kind, top = kind | USER_STACK_BYTES, WORD_BYTES
+    frames, flags = chain_of([event])
+    return Attribute(0, 0, 1, kind, flags, registers=registers.mask, stack_bytes=top, frames=frames)
+
+
+def device_stream(number: int, event: Captured, tools: Tools) -> Stream:
+    """One place as an event of a PMU. Raises OSError."""
+    registers = Registers(tools.machine)
+    attribute, keep = _device_event(event.wanted, attribute_of(event, registers, tools.machine))
+    maker = (Maker(number, event, tools.bits, probe_fills(event, registers, {}, tools.machine)),)
+    device = "uprobe" if event.wanted.spot is not None else "kprobe"
+    how = f"a perf event of the {device} PMU on every processor"
+    return Stream(event.wanted.label, attribute, lambda sample: maker, tools.narrowing or None, how=how, keep=keep)
+
+
+def defined_stream(members: Members, tools: Tools) -> Stream:
+    """Places that are defined in ktap's own group, as one event. Raises OSError where the kernel takes none."""
+    first = members[0][1]
+    registers = Registers(tools.machine)
+    fetches = fetches_of(first, tools.machine)
+    attribute = attribute_of(first, registers, tools.machine)
+    label = first.wanted.label if len(members) == 1 else f"{first.wanted.label} and {len(members) - 1} more"
+    how = f"a definition in ktap's own group, with perf events; it fetches {' '.join(fetches.arguments) or 'nothing'}"
+    if not tools.attaching:
+        return Stream(label, attribute, lambda sample: (), how=how)
+    places = by_place(members)
+    event_format = define(places, fetches.arguments, tools.group())
+    cells = fetches.cells(event_format)
+    makers = [
+        tuple(
+            Maker(number, event, tools.bits, probe_fills(event, registers, cells, tools.machine))
+            for number, event in place
+        )
+        for place in places
+    ]
+    field = event_format.field(NUMBER)
+    assert field is not None
+    start, end = field.offset, field.offset + field.size
+
+    def route(sample: Sample) -> Sequence[Maker]:
+        return makers[int.from_bytes(sample.raw[start:end], sys.byteorder)]
+
+    def parts() -> List[Stream]:
+        half = len(places) // 2
+        return [
+            defined_stream([one for place in some for one in place], tools) for some in (places[:half], places[half:])
+        ]
+
+    attribute = attribute._replace(type=TRACEPOINT_TYPE, config=event_format.id)
+    return Stream(label, attribute, route, tools.narrowing or None, how=how, parts=parts if len(places) > 1 else None)
+
+
+def fetches_of(event: Captured, machine: str) -> Fetches:
+    """The memory that an event's values take. Raises Inexpressible."""
+    wanted = event.wanted
+    fetches = Fetches(Words(register_names(machine), wanted.context in USER_CONTEXTS))
+    if event.kind.layout.item(RECORD) is not None and wanted.recipe is not None:
+        for part in wanted.recipe.parts:
+            fetches.add(part.what)
+    for read in (*event.case.reads, *event.case.members.values()):
+        fetches.add(behind_record(read, wanted.recipe))
+    return fetches
+
+
+def define(places: Sequence[Members], arguments: Sequence[str], group: OwnGroup) -> EventFormat:
+    """Have the kernel know places as one event, each with its number; what its records have. Raises OSError."""
+    wanted = places[0][0][1].wanted
+    head = "r" if wanted.context in (USER_RETURN, CALL_RETURN) else "p"
+    opened: Dict[str, int] = {}  # names of files may have blanks
+    try:
+        lines = []
+        for number, place in enumerate(places):
+            where = place_text(place[0][1].wanted, opened)
+            lines.append(" ".join([where, f"{NUMBER}=\\{number}:u32", *arguments]))
+        name = group.define("uprobe_events" if wanted.spot is not None else "kprobe_events", head, lines)
+    finally:
+        for file in opened.values():
+            os.close(file)
+    return format_of(group, name)
+
+
+def place_text(wanted: Wanted, opened: Dict[str, int]) -> str:
+    """A place in the kernel's words; `opened` keeps the files."""
+    if wanted.spot is not None:
+        spot = wanted.spot
+        if spot.path not in opened:
+            opened[spot.path] = os.open(spot.path, os.O_RDONLY | os.O_CLOEXEC)
+        counter = f"({spot.semaphore:#x})" if spot.semaphore else ""
+        return f"/proc/self/fd/{opened[spot.path]}:{spot.offset:#x}{counter}"
+    called = wanted.called
+    assert called is not None
+    return called.symbol + (f"+{called.offset:#x}" if called.offset else "")
+
+
+def format_of(group: OwnGroup, name: str) -> EventFormat:
+    """What the kernel's records of a definition have. Raises OSError."""
+    with open(os.path.join(group.directory(name), "format")) as file:
+        return parse_format(group.name, file.read())
+
+
+def _device_event(wanted: Wanted, attribute: Attribute) -> Tuple[Attribute, Tuple[object, ...]]:
+    """The event of a PMU, and what its attribute points at. Raises OSError."""
+    returns = RETURNS if wanted.context in (USER_RETURN, CALL_RETURN) else 0
+    if wanted.spot is not None:
+        spot = wanted.spot
+        text = ctypes.create_string_buffer(os.fsencode(spot.path))
+        config = returns | spot.semaphore << SEMAPHORE_SHIFT
+        device, behind = _device("uprobe"), spot.offset
+    else:
+        called = wanted.called
+        assert called is not None
+        text = ctypes.create_string_buffer(called.symbol.encode())
+        config, device, behind = returns, _device("kprobe"), called.offset
+    place = ctypes.addressof(text)
+    return attribute._replace(type=device, config=config, config1=place, config2=behind), (text,)
+
+
+@cache
+def _device(name: str) -> int:
+    path = f"/sys/bus/event_source/devices/{name}/type"
+    try:
+        with open(path) as file:
+            return int(file.read())
+    except OSError as error:
+        raise OSError(error.errno, f"this kernel has no {DEVICES[name]}", "probe") from error
+
+
+# -- values ---------------------------------------------------------------------------------------
+
+
+def probe_fills(event: Captured, registers: Registers, cells: Cells, machine: str) -> Dict[str, Fill]:
+    """How the values of a place in code are made. Raises Inexpressible."""
+    fills = {name: fill for name, fill in tracepoint_fills(event).items() if name != RECORD}
+    instant_of = _instants(registers)
+    for slot in event.kind.layout.slots:
+        if slot.name == RECORD and event.wanted.recipe is not None:
+            make = record_maker(event.wanted.recipe, cells)
+            fills[RECORD] = lambda sample, who, tasks, make=make: make(instant_of(sample, who, tasks))  # type: ignore[misc]
+        elif slot.name.startswith(READ):
+            fills[slot.name] = _fetched(event, cells, event.case.reads[int(slot.name[len(READ) :])])
+        elif slot.name.startswith(MEMBER):
+            fills[slot.name] = _fetched(event, cells, event.case.members[slot.name[len(MEMBER) :]])
+        elif slot.name == CALLER:
+            fills[CALLER] = _caller(machine, instant_of)
+    return fills
+
+
+InstantOf = Callable[[Sample, Who, Tasks], Instant]
+
+
+def _instants(registers: Registers) -> InstantOf:
+    """Gives a sample's instant; the last one is kept, for it is asked for slot by slot."""
+    last: List[Tuple[Sample, Instant]] = []
+
+    def instant_of(sample: Sample, who: Who, tasks: Tasks) -> Instant:
+        if not last or last[0][0] is not sample:
+            name = tasks.name(who.tid, sample.cpu) if who.tid is not None else None
+            last[:] = [(sample, Instant(registers.image(sample.registers), sample.raw, name or b""))]
+        return last[0][1]
+
+    return instant_of
+
+
+def _fetched(event: Captured, cells: Cells, read: Read) -> Fill:
+    found = behind_record(read, event.wanted.recipe)
+    assert isinstance(found, Read)
+    cell = cells[found]
+    return lambda sample, who, tasks: cell(sample.raw)
+
+
+def _caller(machine: str, instant_of: InstantOf) -> Fill:
+    """Where a function returns to: on the stack, or in the register for it."""
+    known = MACHINES[machine]
+    if known.stack_words:
+        return lambda sample, who, tasks: int.from_bytes(sample.stack[:WORD_BYTES], sys.byteorder)
+    at = known.parts["lr"].offset
+    return lambda sample, who, tasks: int.from_bytes(
+        instant_of(sample, who, tasks).registers[at : at + WORD_BYTES], sys.byteorder
+    )
+
+
+# -- counters -------------------------------------------------------------------------------------
+
+
+def counter_stream(number: int, event: Captured, tools: Tools) -> Stream:
+    """The stream of a counter or a watchpoint."""
+    wanted = event.wanted
+    counter = wanted.counter
+    assert counter is not None
+    kind = IP | ADDRESS | samples_of(event.kind.layout)
+    frames, flags = chain_of([event])
+    attribute = Attribute(
+        counter.type,
+        counter.config,
+        counter.period,
+        kind,
+        flags,
+        counter.breakpoint,
+        counter.config1,
+        counter.config2,
+        frames=frames,
+    )
+    fills: Dict[str, Fill] = {}
+    if event.kind.layout.item(RECORD) is not None and wanted.recipe is not None:
+        fills[RECORD] = _counted(wanted, counter.period, tools.machine)
+    maker = (Maker(number, event, tools.bits, fills),)
+    how = "a counter on every processor"
+    return Stream(wanted.label, attribute, lambda sample: maker, by_record=False, how=how)
+
+
+def _counted(wanted: Wanted, period: int, machine: str) -> Fill:
+    """The record of a counter, from what stands for registers, period and address where programs find them."""
+    assert wanted.recipe is not None
+    nothing: Cells = {part.what: lambda raw: None for part in wanted.recipe.parts if isinstance(part.what, Read)}
+    make = record_maker(wanted.recipe, nothing)
+    ip_at, behind = MACHINES[machine].registers[MACHINES[machine].instruction].offset, REGISTER_BYTES[machine]
+
+    def fill(sample: Sample, who: Who, tasks: Tasks) -> bytes:
+        image = bytearray(behind + 2 * WORD_BYTES)
+        for at, number in ((ip_at, sample.ip), (behind, period), (behind + WORD_BYTES, sample.address)):
+            image[at : at + WORD_BYTES] = number.to_bytes(WORD_BYTES, sys.byteorder)
+        return make(Instant(bytes(image), bytes(WORD_BYTES), b""))
+
+    return fill
+
+
+def why_inexpressible(event: Captured, machine: str) -> Optional[str]:
+    """What the kernel has no words for, None where all can be had."""
+    wanted = event.wanted
+    if wanted.context not in (*USER_CONTEXTS, *CALL_CONTEXTS):
+        return None
+    try:
+        fetches_of(event, machine)
+    except Inexpressible as error:
+        return str(error)
+    return None

@@ -1,0 +1,156 @@
+"""Functions and markers without BPF: the same answers, and definitions in the kernel that go with ktap, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Sequence
+
+import pytest
+from tracing import EVENTS, Traced, python, trace
+
+from ktap.libraries import find_file
+from ktap.own_group import GROUP, OwnGroup, definitions, group_of
+from vm.diagnostic import Refusal
+
+pytestmark = pytest.mark.live
+TRACEFS = "/sys/kernel/tracing"
+LIBC_PATH = str(find_file("libc"))
+LIBC = """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.getenv.restype = ctypes.c_void_p
+for n in range(40):
+    libc.getenv(b"HOME"); libc.getenv(b"(fault)")
+    libc.strtol(b"1234", None, 10)
+    libc.access(b"/etc/nothing/" + b"x" * n, 4)
+libc.access(ctypes.c_void_p(16), 0)
+"""
+
+
+def both(script: str, command: Sequence[str]) -> tuple[Traced, Traced]:
+    found = trace(script, command), trace(script, command, tier=EVENTS)
+    for traced in found:
+        assert not traced.losses and not traced.faults
+    return found
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "trace probe:libc:access { print(probename, user_string(arg1), arg2 & 0xffffffff, argstr != nil, execname) }",
+        "trace probe:libc:access path=+0(%di):string mode=%si:u32 first=+0(%di):u8 /mode == 4/"
+        " { print(args.path, args.mode, args.first) }",
+        "trace probe:libc:getenv name=+0($arg1):string /name ~ 'H*' || name == '(fault)'/ { n[args.name] += 1 }"
+        " trace_end { print(n['HOME'], n['(fault)']) }",
+        "trace probe:libc:strtol%return { n[retval, probename] += 1 } trace_end { print(n[1234, 'strtol']) }",
+        "trace probe:libc:getenv { n[user_u32(arg1), user_buf(arg1, 3)] += 1 }"
+        " trace_end { for (a, b, v in sort_pairs(n)) { if (v >= 40) { print(a, b, v) } } }",
+    ],
+)
+def test_functions_of_libc(script: str) -> None:
+    with_bpf, without = both(script, python(LIBC))
+    assert with_bpf.lines
+    assert without.lines == with_bpf.lines
+
+
+def test_stacks_of_functions() -> None:
+    script = "trace probe:libc:access { s[len(tostring(ustack(3))) > 0, ustack(1)] += 1 } trace_end { print(len(s)) }"
+    with_bpf, without = both(script, python(LIBC))
+    assert without.lines == with_bpf.lines == ["1"]
+
+
+PYTHON = "/usr/bin/python3"
+MARKED = "def f(): pass\nfor n in range(25): f()"
+
+
+def test_markers_with_their_strings() -> None:
+    script = f"""
+    trace sdt:{PYTHON}:python:import__find__load__done {{ n[user_string(arg1), arg2] += 1 }}
+    trace_end {{ for (k, found, v in sort_pairs(n)) {{ if (k == "colorsys") {{ print(k, found, v) }} }} }}
+    """
+    command = [PYTHON, "-S", "-E", "-c", "import colorsys"]
+    with_bpf, without = both(script, command)
+    assert with_bpf.lines == ["colorsys\t1\t1"]
+    assert without.lines == with_bpf.lines
+
+
+def test_what_cannot_be_fetched_is_refused() -> None:
+    with pytest.raises(Refusal, match="more than a value and an offset"):
+        trace("trace probe:libc:access { print(user_string(arg1 + arg2)) }", duration_s=0.1, tier=EVENTS)
+
+
+# -- definitions ------------------------------------------------------------------------------------
+
+SCRIPT = """
+trace probe:libc:access { n[user_string(arg1)] += 1 }
+trace probe:libc:mem* { m += 1 }
+"""
+
+
+def groups() -> set[str]:
+    return set(definitions(TRACEFS))
+
+
+def test_the_end_of_a_run_removes_its_definitions() -> None:
+    trace("var m = 0" + SCRIPT, python("pass"), tier=EVENTS)
+    assert group_of(os.getpid()) not in groups()
+
+
+def test_what_the_kernel_does_not_take_is_said_and_nothing_stays() -> None:
+    own = OwnGroup(TRACEFS)
+    try:
+        with pytest.raises(OSError, match="Invalid argument") as caught:
+            own.define("uprobe_events", "p", [f"{LIBC_PATH}:0x26000", f"{LIBC_PATH}:0x26010 a=%none"])
+        assert "register" in str(caught.value)
+    finally:
+        own.close()
+    assert own.name not in groups()
+
+
+def started(environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "ktap", "--backend", "perf", "-e", "var m = 0" + SCRIPT]
+    ktap = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert ktap.stderr is not None
+    assert any(b"Tracing" in line for line in ktap.stderr)
+    assert group_of(ktap.pid) in groups()
+    return ktap
+
+
+def gone(group: str, patience_s: float = 30) -> bool:
+    end = time.monotonic() + patience_s
+    while group in groups() and time.monotonic() < end:
+        time.sleep(0.05)
+    return group not in groups()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_no_definition(number: signal.Signals, environment: dict[str, str]) -> None:
+    ktap = started(environment)
+    group = group_of(ktap.pid)
+    ktap.send_signal(number)
+    ktap.wait(timeout=60)
+    assert gone(group)
+
+
+def test_killed_with_all_its_helpers_the_next_run_cleans_up(environment: dict[str, str]) -> None:
+    ktap = started(environment)
+    group = group_of(ktap.pid)
+    for child in Path(f"/proc/{ktap.pid}/task/{ktap.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    ktap.kill()
+    ktap.wait(timeout=60)
+    assert group in groups()
+    own = OwnGroup(TRACEFS)
+    try:
+        own.define("uprobe_events", "p", [f"{LIBC_PATH}:0x26000"])
+        assert group not in groups()
+        assert own.name in groups()
+        assert own.name == GROUP.fullmatch(own.name)[0]  # type: ignore[index]  # it does
+    finally:
+        own.close()
+    assert own.name not in groups()
