@@ -180,12 +180,15 @@ def read_x86(operand: Operand, reach: Reach) -> Optional[Expression]:
     return None if address is None else _memory(operand, _plus(address, _sum(displacement)))
 
 
+LOW_BITS = re.compile(r"#?:lo12:(?P<name>[^+\s]+)(\+(?P<offset>\d+))?$")
 ARM64_INDEX = re.compile(r"(?P<register>[wx]\d+)(?:\s*,\s*(?P<how>lsl|sxtw|uxtw|sxtx)\s*#?(?P<shift>\d+)?)?$")
 
 
 def read_arm64(operand: Operand, reach: Reach) -> Optional[Expression]:
-    """`x0`, `w3`, `42`, `[sp, 16]`, `[x0, x1, lsl 3]`, `[x0, w1, sxtw 2]`; None for what has no meaning here."""
+    """`x0`, `xzr`, `42`, `[sp, 16]`, `[x0, x1, lsl 3]`, `[x0, w1, sxtw 2]`, `[x0, #:lo12:name]`; None for all others."""
     text = operand.text
+    if text in ("xzr", "wzr"):
+        return Number(0)
     number = text.lstrip("#")
     if SUM.match(number):
         return Number(wrap(_sum(number)))
@@ -200,6 +203,11 @@ def read_arm64(operand: Operand, reach: Reach) -> Optional[Expression]:
         return _memory(operand, address)
     if SUM.match(behind.lstrip("#")):
         return _memory(operand, _plus(address, _sum(behind.lstrip("#"))))
+    low = LOW_BITS.match(behind)
+    if low is not None:  # the register has the symbol's page
+        linked = reach.binary.address_named(low["name"])
+        offset = None if linked is None else linked + int(low["offset"] or 0)
+        return None if offset is None else _memory(operand, _plus(address, offset & 0xFFF))
     found = ARM64_INDEX.match(behind)
     index = reach.register(found["register"], found["how"] == "sxtw") if found is not None else None
     if found is None or index is None:

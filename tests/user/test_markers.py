@@ -70,6 +70,9 @@ ARM_OPERANDS = [
     ("8@[x0, x1, lsl 3]", 8, False, memory(plus(X0, Binary("SHL", X1, Number(3))), 8)),
     ("4@[x0, w1, sxtw 2]", 4, False, memory(plus(X0, Binary("SHL", Place(ARM["x1"].offset, 4, True), Number(2))), 4)),
     ("8@[x0, x1, ror 3]", 8, False, None),
+    ("8@xzr", 8, False, Number(0)),
+    ("4@wzr", 4, False, Number(0)),
+    ("8@[x0, #:lo12:nosuch]", 8, False, None),
 ]
 CASES = [("x86_64", *case) for case in X86_OPERANDS] + [("aarch64", *case) for case in ARM_OPERANDS]
 
@@ -80,6 +83,17 @@ def test_operands(machine: str, text: str, size: int, signed: bool, meaning: Opt
     assert operand == Operand(size, signed, text.partition("@")[2] or text)
     reach = Reach(MACHINES[machine], Spot("/bin/true", 0, 0), open_binary("/bin/true"))
     assert (read_x86 if machine == "x86_64" else read_arm64)(operand, reach) == meaning
+
+
+def test_operands_in_the_page_of_a_symbol(tmp_path: Path) -> None:
+    program = compiled(tmp_path / "program", "long counter[9]; int main() { return 0; }")
+    binary = open_binary(str(program))
+    address = binary.address_named("counter")
+    assert address is not None
+    reach = Reach(MACHINES["aarch64"], Spot(str(program), 0, 0), binary)
+    for text, behind in (("8@[x0, #:lo12:counter]", 0), ("8@[x0, :lo12:counter+8]", 8)):
+        (operand,) = operands(text)
+        assert read_arm64(operand, reach) == memory(plus(X0, Number((address + behind) & 0xFFF)), 8)
 
 
 def test_operands_of_a_note_apart() -> None:
