@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -36,6 +37,8 @@ TRACES = re.compile(r"\btrace\s")
 STANDARD_INPUT, COMMAND_LINE = "(standard input)", "(command line)"
 """What diagnostics call a script that has no file."""
 LOSS_STATUS = 4
+RUNNING_OBJECTS = 10_000
+"""While events come, so many new objects are made until Python looks for garbage among them."""
 
 
 def run_script(options: Options) -> int:
@@ -215,6 +218,8 @@ def trace(machine: Machine, output: Output, child: Optional[Child], options: Opt
         tell(text)
 
     def begin() -> None:
+        gc.freeze()
+        gc.set_threshold(RUNNING_OBJECTS)
         if options.verbose:
             notice(f"probes are live after {(time.monotonic_ns() - started_ns) // 1_000_000} ms")
             since_ns = early.live_ns()

@@ -141,12 +141,13 @@ NAMING = frozenset({b"ustack", b"usym"})
 
 def spaces_of(machine: Machine) -> Optional[AddressSpaces]:
     """What the machine's host knows of the memory of processes; None where the script names none of their code."""
+    if not any(constant in NAMING for constant in machine.program.constants if isinstance(constant, bytes)):
+        return None
     from ktap.live_host import LiveHost
     from ktap.recorder import RecordingHost
 
     host = machine.host.live if isinstance(machine.host, RecordingHost) else machine.host
-    named = any(constant in NAMING for constant in machine.program.constants if isinstance(constant, bytes))
-    return host.spaces if named and isinstance(host, LiveHost) else None
+    return host.spaces if isinstance(host, LiveHost) else None
 
 
 def recording_source(

@@ -172,7 +172,15 @@ class Tracer:
         """Interrupt it: how long it took to end, in s, and its peak of memory in MB."""
         begin = time.perf_counter()
         self.process.send_signal(signal.SIGINT)
-        _, status, usage = os.wait4(self.process.pid, 0)
+        asked = begin
+        while True:
+            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+            if pid:
+                break
+            if time.perf_counter() > asked + PATIENCE_S:  # bpftrace misses a signal that comes at the wrong moment
+                asked = time.perf_counter()
+                self.process.send_signal(signal.SIGINT)
+            time.sleep(0.0005)
         self.process.returncode = os.waitstatus_to_exitcode(status)
         return time.perf_counter() - begin, usage.ru_maxrss / 1024
 
