@@ -6,7 +6,10 @@ What the cases exercise is read from the programs they compile to.
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Iterator
 
 import pytest
@@ -18,7 +21,7 @@ from vm.diagnostic import Refusal
 from vm.disassemble import SHOWN, disassemble
 from vm.event import VARIABLES
 from vm.fault import KINDS
-from vm.library import rows
+from vm.library import FAMILY_OF, known, named, rows
 from vm.library.builtin import KERNEL, TYPES, VM, Builtin, parse_parameters
 from vm.limits import FLAGS, Limits
 from vm.opcodes import BY_NAME, NUMBERS, OPCODES, Opcode
@@ -27,6 +30,7 @@ from vm.templates import TEMPLATES
 from vm.verify import verify
 
 CALLS = ("CALL", "CALLX", "TAILCALL", "TAILCALLX")
+ROOT = Path(__file__).resolve().parent.parent
 BUILTINS = rows()
 
 
@@ -131,6 +135,22 @@ def test_builtin(row: Builtin) -> None:
     assert set(row.faults) <= set(KINDS)
     parse_parameters(row.parameters)  # KeyError for a type that is none
     assert row.name in builtins_called_in_cases(), "no case in tests/cases calls it"
+
+
+def test_families_say_which_builtins_they_have() -> None:
+    names = {row.name.partition(".")[0] for row in BUILTINS}
+    assert sorted(FAMILY_OF) == sorted(names)
+    for row in BUILTINS:
+        assert row.make.__module__.startswith("vm.library.")
+        assert row.name in named(row.name.partition(".")[0])
+    assert named("no_builtin") == () and not known("string.no_builtin") and known("string.len")
+
+
+def test_a_builtin_loads_its_own_family_alone() -> None:
+    code = "import sys, vm.library as l; l.known('len'); l.known('nothing'); print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = {name.rpartition(".")[2] for name in done.stdout.split() if name.startswith("vm.library.")}
+    assert loaded == {"builtin", "basics"}
 
 
 def test_every_builtin_of_the_kernel_is_one() -> None:

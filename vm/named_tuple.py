@@ -19,14 +19,21 @@ else:
         def _getter(index: int, doc: str) -> property:
             return property(itemgetter(index), doc=doc)
 
+    _function = type(lambda: None)
+    _constructors = {}
+    """The code of constructors, by how many fields there are: they differ in the names alone."""
+
     def _constructor(name: str, fields: tuple[str, ...], defaults: dict[str, object]) -> object:
         """The `__new__` of a class, with parameters that have the names of the fields."""
-        names = ", ".join(fields)
-        text = f"lambda _cls, {names}: _new(_cls, ({names}{',' if fields else ''}))"
-        made = eval(text, {"_new": tuple.__new__, "__builtins__": {}, "__name__": f"namedtuple_{name}"})
-        made.__name__ = "__new__"
+        code = _constructors.get(len(fields))
+        if code is None:
+            names = "".join(f"_{number}, " for number in range(len(fields)))
+            code = _constructors[len(fields)] = eval(f"lambda _cls, {names}: _new(_cls, ({names}))").__code__
+        facts = {"_new": tuple.__new__, "__builtins__": {}, "__name__": f"namedtuple_{name}"}
+        made = _function(
+            code.replace(co_varnames=("_cls", *fields)), facts, "__new__", tuple(defaults.values()) or None
+        )
         made.__qualname__ = f"{name}.__new__"
-        made.__defaults__ = tuple(defaults.values()) or None
         return made
 
     def _make(cls: type, values: object) -> tuple:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Dict, Mapping, Union
 
 from vm import operators
 from vm.aggregate import Stats
-from vm.library import rows
+from vm.library import named
 from vm.values import TAIL, Function, Key, Table, make_key, wrap
 
 if TYPE_CHECKING:
@@ -96,10 +96,9 @@ def operands(machine: Machine, arguments: Mapping[Name, object]) -> Dict[str, ob
 
 def first_value(machine: Machine, name: str) -> object:
     """What a global is before it was assigned: the builtin or the table of builtins of that name, or nil."""
-    known = [row.name for row in rows()]
-    if name in known:
+    members = named(name)
+    if name in members:
         return machine.builtins[name]
-    members = [full for full in known if full.startswith(name + ".")]
     contents: Dict[Name, object] = {full[len(name) + 1 :].encode(): machine.builtins[full] for full in members}
     return new_table(machine, contents) if contents else None
 

@@ -119,3 +119,24 @@ def test_this_machine() -> None:
     assert TracepointName("sched", "sched_switch") in names
     assert len(names) == len(set(names)) > 100
     assert len(find().match("syscalls:sys_enter_*")) == len(find().match("syscalls:sys_exit_*")) > 200
+
+
+def test_an_event_of_exact_name_is_found_without_the_list(tmp_path: Path) -> None:
+    event = tmp_path / "events" / "sched" / "sched_switch"
+    event.mkdir(parents=True)
+    (event / "enable").write_text("0\n")
+    (tmp_path / "events" / "enable").write_text("0\n")
+    (tmp_path / "events" / "sched" / "enable").write_text("0\n")
+    mounted = Tracefs(str(tmp_path))
+    assert mounted.match("sched:sched_switch") == [TracepointName("sched", "sched_switch")]
+    (tmp_path / "available_events").write_text("sched:sched_switch\n")
+    for other in (
+        "sched:.",
+        "sched:..",
+        "sched:../sched",
+        "sched:sched_switch/",
+        "..:sched",
+        ":sched",
+        "sched:sched_swatch",
+    ):
+        assert mounted.match(other) == []

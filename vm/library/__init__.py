@@ -3,52 +3,50 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Dict, Iterator, Sequence, Tuple
+from typing import Dict, Mapping, Sequence, Tuple
 
 from vm.library.builtin import TABLE, Builtin, Machine
 
-FAMILIES: Tuple[str, ...] = (
-    "printing",
-    "basics",
-    "aggregations",
-    "tables",
-    "strings",
-    "clock",
-    "stacks",
-    "reads",
-    "tasks",
-    "terminal",
-    "probes",
-    "foreign",
-    "addresses",
-    "unsafe",
-)
-"""The modules of this package that hold rows; those that most scripts need come first."""
-
-
-def load(families: Iterator[str]) -> bool:
-    """Import the next family; False when there is none left."""
-    for family in families:
-        import_module(f"{__name__}.{family}")
-        return True
-    return False
+STRING_READS = ("kernel_string", "user_buf", "user_string")
+FAMILIES: Mapping[str, Tuple[str, ...]] = {
+    "printing": ("print", "print_hist", "printf", "sprintf"),
+    "basics": ("delete", "exit", "len", "pairs", "sort_pairs", "stringof", "tonumber", "tostring"),
+    "aggregations": ("avg", "count", "hist", "lhist", "max", "min", "sum"),
+    "tables": ("table",),
+    "strings": ("string",),
+    "clock": (*(f"gettimeofday_{unit}" for unit in ("ms", "ns", "s", "us")), "print_trace_clock", "strftime"),
+    "stacks": ("ipof", "ksym", "print_backtrace", "print_folded", "stack", "ustack", "usym"),
+    "reads": (*(f"{space}_u{bits}" for space in ("kernel", "user") for bits in (8, 16, 32, 64)), *STRING_READS),
+    "tasks": ("arch", "curr_taskinfo", "in_interrupt", "in_iowait", "kernel_v", "num_cpus"),
+    "terminal": ("ansi",),
+    "probes": ("kdebug", "timer"),
+    "foreign": ("ffi",),
+    "addresses": ("net",),
+    "unsafe": ("signal", "system"),
+}
+"""The modules of this package that hold rows, and the names of the builtins in each: of `string.len` the first word."""
+FAMILY_OF = {name: family for family, names in FAMILIES.items() for name in names}
 
 
 def rows() -> Sequence[Builtin]:
     """Every builtin, by family."""
-    families = iter(FAMILIES)
-    while load(families):
-        pass
+    for family in FAMILIES:
+        import_module(f"{__name__}.{family}")
     return tuple(TABLE.values())
+
+
+def named(word: str) -> Sequence[str]:
+    """The full names of the builtins that begin with a word: `print`; `string.len` and others; none."""
+    family = FAMILY_OF.get(word)
+    if family is None:
+        return ()
+    import_module(f"{__name__}.{family}")
+    return tuple(name for name in TABLE if name.partition(".")[0] == word)
 
 
 def known(name: str) -> bool:
     """Whether a builtin has this full name."""
-    families = iter(FAMILIES)
-    while name not in TABLE:
-        if not load(families):
-            return False
-    return True
+    return name in TABLE or name in named(name.partition(".")[0])
 
 
 class Library(Dict[str, object]):
