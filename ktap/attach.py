@@ -32,7 +32,6 @@ from ktap.capture import (
     scratch_bytes,
     wanted_entry,
 )
-from ktap.captured import IN_INTERRUPT
 from ktap.code_cache import compiled
 from ktap.deferred import UNREAD_BYTES
 from ktap.fetched import STACK_RECORD_BYTES
@@ -218,7 +217,7 @@ class Attachment:
             values["room"] = MapFd(self._map(kernel.PERCPU_ARRAY, "ktap_room", made.room_bytes, 1))
         if any(reference.name == "buffer" for reference in made.code.references):
             values.update((name, MapFd(fd)) for name, fd in self._buffer.maps)
-        if any(case.layout.item(IN_INTERRUPT) for case in cases):
+        if any(reference.name == PREEMPT_COUNT for reference in made.code.references):
             found = self._options.preempt_count()
             if found is not None:
                 values[PREEMPT_COUNT], values[PREEMPT_OFFSET] = KernelVariable(found[0]), found[1]

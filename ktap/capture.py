@@ -99,6 +99,8 @@ class Body(NamedTuple):
     """What it reads of the process that is probed."""
     late: Tuple[demand.Read, ...] = ()
     """Memory of the process that may be brought into RAM only while the system call runs."""
+    timed: bool = False
+    """Whether it looks at the clock."""
 
     @property
     def needs_record(self) -> bool:

@@ -35,6 +35,8 @@ def run_bodies(frame: Frame, event: str, mask: str, at_entry: bool) -> None:
     assert frame.spec.emit is not None
     if case.leaves:
         w.store(8, 0, w.local(8, LEFT))
+    if sum(body.timed for body in case.bodies) > 1:  # it is the same for all of them
+        frame.time = w.call("ktime_get_ns")
     after = w.fresh("after")
     for number, body in enumerate(case.bodies):
         end = w.fresh("end")
@@ -72,7 +74,8 @@ def keep(frame: Frame, event: str, entry: str, sent: str) -> None:
     w.store(4, w.narrowed(frame.task.pair, 4), key)
     w.store(8, entry, frame.base)
     w.store(4, frame.task.cpu, frame.base, CPU_OFFSET)
-    w.store(8, w.call("ktime_get_ns") if frame.case.leaves else "0", frame.base, TIME_OFFSET)
+    time = frame.time or (w.call("ktime_get_ns") if frame.case.leaves else "0")
+    w.store(8, time, frame.base, TIME_OFFSET)
     w.store(8, left, frame.base, LEFT_OFFSET)
     w.store(8, sent, frame.base, SENT_OFFSET)
     failed = w.call("map_update", w.reference("unread"), key, frame.base, 0)

@@ -191,9 +191,14 @@ def _from(helper: str) -> Callable[[Frame, Slot, str, int], None]:
 
 def _fill_interrupt(frame: Frame, slot: Slot, space: str, offset: int) -> None:
     """The bits of the preemption count that are set in interrupts (linux/preempt.h)."""
+    frame.w.store(4, interrupt_bits(frame), space, offset)
+
+
+def interrupt_bits(frame: Frame) -> str:
+    """The preemption count's bits for interrupts, an i32."""
     w = frame.w
     count = w.load(4, w.call("this_cpu_ptr", w.reference(PREEMPT_COUNT)), w.number(PREEMPT_OFFSET))
-    w.store(4, w.value(f"and i32 {count}, {INTERRUPT_BITS}"), space, offset)
+    return w.value(f"and i32 {count}, {INTERRUPT_BITS}")
 
 
 def _fill_caller(frame: Frame, slot: Slot, space: str, offset: int) -> None:

@@ -303,7 +303,8 @@ class Lowering:
         begins = enters(event) and calls(flat, "ustack")
         late = user_reads(demand, value_places(event, {})) if event.context == SYSCALL_ENTER else ()
         touched = user_reads(demand, value_places(event, {})) if event.context in USER_CONTEXTS else ()
-        return Body(handler, filter_index, accesses, members, acts, begins, touched, late)
+        timed = surroundings.reads_time(flat)
+        return Body(handler, filter_index, accesses, members, acts, begins, touched, late, timed)
 
     # -- emitting -----------------------------------------------------------------------------
 

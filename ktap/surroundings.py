@@ -11,10 +11,10 @@ from compiler.lower.types import INTEGER, MAX_STRING_BYTES, NIL, PROBENAME, Type
 from compiler.lower.values import Site, Value, integer, of_constant
 from ktap import demand
 from ktap.capture import RAW, Access, Body, Frame
-from ktap.captured import PARENT
+from ktap.captured import IN_INTERRUPT, PARENT
 from ktap.event_format import INLINE, POINTER, REL_LOC, RETVAL, TEXT
 from ktap.event_format import INTEGER as INTEGER_FIELD
-from ktap.filling import caller
+from ktap.filling import caller, interrupt_bits
 from ktap.layout import Layout
 from ktap.members import Member
 from ktap.plan import Wanted, field_of, has_plumbing, value_places
@@ -52,6 +52,8 @@ def event_types(events: Sequence[Wanted]) -> EventType:
             return string(COMM_BYTES)
         if name == "probename":
             return PROBENAME
+        if name == IN_INTERRUPT:
+            return INTEGER if all(IN_INTERRUPT in event.demand.states for event in events) else NIL
         if not is_field(name):
             raise NotLowered(span, f"reads {name}, which only the VM has")
         found = [field_type(event, name, span) for event in events]
@@ -105,6 +107,12 @@ def argument_number(event: Wanted, name: str) -> Optional[int]:
 # -- code -------------------------------------------------------------------------------------
 
 
+def reads_time(flat: FlatHandler) -> bool:
+    """Whether a handler looks at the clock."""
+    operations = (operation for block in flat.blocks for operation in block.operations)
+    return any((o.op == "EVENT" and o.name == "nsecs") or o.name.startswith("gettimeofday_") for o in operations)
+
+
 class Run(Protocol):
     """What all handlers in the kernel have in common (see ktap.lowered.Lowering)."""
 
@@ -131,8 +139,7 @@ class FrameEnvironment:
 
     def begin(self, flat: FlatHandler) -> None:
         """Read what must be the same through the whole handler."""
-        operations = [operation for block in flat.blocks for operation in block.operations]
-        if any((o.op == "EVENT" and o.name == "nsecs") or o.name.startswith("gettimeofday_") for o in operations):
+        if reads_time(flat):
             self.time = self.frame.time or self.writer.call("ktime_get_ns")
 
     def event(self, name: str, texts: Texts) -> Value:
@@ -152,6 +159,8 @@ class FrameEnvironment:
             return integer(w.value(f"zext i32 {task.event_cpu or task.cpu} to i64"), INTEGER)
         if name == "nsecs":
             return integer(self.time, INTEGER)
+        if name == IN_INTERRUPT:
+            return integer(w.value(f"zext i32 {interrupt_bits(self.frame)} to i64"), INTEGER)
         if name == "cgroup":
             return integer(w.call("get_current_cgroup_id"), INTEGER)
         pair = task.pair if name in ("pid", "tid") else w.call("get_current_uid_gid")

@@ -39,6 +39,7 @@ from compiler.lower import interrupts
 from compiler.lower.flat import Refused
 from ktap import capture, kernel
 from ktap.capture import RAW, TRACEPOINT, Spec, capture_ir, scratch_bytes
+from ktap.filling import PREEMPT_OFFSET
 from ktap.glob import TEXT_VALUE_BYTES
 from ktap.lowered import Lowering
 from ktap.objects import Objects
@@ -62,6 +63,7 @@ TASK_BYTES = 1 << 21
 
 # behind the record: what helpers would say of the running task
 PAIR, OWNER, CGROUP, CPU, TIME, TASK_AT, COMM, STACKS = 2048, 2056, 2064, 2072, 2080, 2088, 2096, 2112
+INTERRUPTS = 2560
 CONTEXT_BYTES = 4096
 MOST_FRAMES = 16
 """Of a stack."""
@@ -96,6 +98,8 @@ class ContextWriter(Writer):
             for offset in (0, 8):
                 self.store(8, self.load(8, "%ctx", COMM + offset), str(arguments[0]), offset)
             return "0"
+        if helper == "this_cpu_ptr":
+            return self.at("%ctx", INTERRUPTS)
         if helper == "get_stack":
             return self.stack(str(arguments[1]), int(arguments[2]), int(arguments[3]))
         if helper in ("probe_read_kernel", "probe_read_kernel_str") and str(arguments[2]) not in self.pointers:
@@ -152,6 +156,7 @@ def context(raw: bytes, values: Values, time_ns: int) -> bytes:
     numbers = (pair, owner, number(values["cgroup"]), number(values["cpu"]), time_ns, TASK_ADDRESS)
     struct.pack_into("=6Q", block, PAIR, *numbers)
     struct.pack_into("=16s", block, COMM, values["execname"].encode()[:15])
+    struct.pack_into("=I", block, INTERRUPTS, number(values.get("in_interrupt", "0")) << 16)
     for place, name in ((STACKS, "stack"), (STACKS + STACK_BYTES, "ustack")):
         frames = [number(frame) for frame in values.get(name, "").split(",") if frame]
         struct.pack_into(f"=q{len(frames)}Q", block, place, 8 * len(frames), *frames)
@@ -290,6 +295,7 @@ class KernelSource(SyntheticSource):
         identity = event.wanted.format.id if event.wanted.format is not None else 0
         values: dict[str, Union[int, MapFd]] = {**lowering.values(), "event": place, "event_id": identity}
         values["own_process"] = -1
+        values[PREEMPT_OFFSET] = 0
         values["losses"] = self.map(kernel.ARRAY, 8, len(self.events))
         values.update((name, MapFd(fd)) for name, fd in ring.maps)
         if lowering.room_bytes:

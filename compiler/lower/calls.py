@@ -118,6 +118,11 @@ def _time(unit: int) -> Emit:
     return emit
 
 
+def _symbol(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+    """An integer that prints as its symbol."""
+    return Value(result, values[0].number, values[0].isnil if result.can_be("nil") else "false")
+
+
 def _state(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
     value = emitter.environment.event(state_name(operation), emitter.texts)
     if not result.can_be("boolean"):
@@ -142,7 +147,10 @@ EMITTERS: Dict[str, Emit] = {
     "stack": _kernel_stack,
     "ustack": _user_stack,
     **{f"gettimeofday_{unit}": _time(size) for unit, size in UNITS.items()},
+    "ksym": _symbol,
+    "ipof": _symbol,
     "in_iowait": _state,
+    "in_interrupt": _state,
     "curr_taskinfo": _state,
 }
 assert set(EMITTERS) == set(SIGNATURES)

@@ -26,6 +26,15 @@ def _target(instruction: Instruction) -> int:
     return instruction[1 + BY_NAME[instruction.op].operands.index("j")]  # type: ignore[return-value]
 
 
+def following(code: Sequence[Instruction], index: int) -> List[int]:
+    """The instructions that can come after one."""
+    row = BY_NAME[code[index].op]
+    found = [_target(code[index])] if row.jumps else []
+    if not row.ends and index + 1 < len(code):
+        found.append(index + 1)
+    return found
+
+
 def loop_writes(code: Sequence[Instruction]) -> Dict[int, FrozenSet[int]]:
     """For every instruction that is jumped back to: the registers that can be written before the jump."""
     loops: Dict[int, FrozenSet[int]] = {}

@@ -333,6 +333,8 @@ class Typing:
         if operation.name == "delete":
             facts = self.table_of(operation, operation.arguments[0] if operation.arguments else Constant(None))
             keyed = len(operation.arguments) > 1
+            if len(operation.arguments) > 2:
+                raise NotLowered(operation.span, "deletes under several values", "assign nil: t[a, b] = nil")
             if keyed:
                 self.facts.widen_key(facts, self.key_type(operation, types[1]))
             self.note(facts, "delete" if keyed else "clear", operation, 1 if keyed else None)

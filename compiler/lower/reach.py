@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Dict, FrozenSet, List, Optional, Sequence, Tuple
 
+from compiler.lower.control import following, leaders, written_registers
 from compiler.lower.flat import Variable
 from compiler.lower.snapshot import Box, Closure, Snapshot, reachable, text
 from vm.named_tuple import NamedTuple
-from vm.opcodes import BY_NAME
 from vm.program import Function, Instruction
 from vm.values import Table
 
@@ -36,6 +36,12 @@ READERS: FrozenSet[str] = frozenset(
     ]
 )
 """Builtins that change no table they are given."""
+
+
+Held = Dict[int, Dict[int, object]]
+"""By register, what it may hold: tables and names of builtins, each under something that tells it apart."""
+UNKNOWN: Dict[int, object] = {0: None}
+"""Neither, as far as is known."""
 
 
 class Sharing(NamedTuple):
@@ -90,32 +96,42 @@ class Reach:
             self._table(table, True, line)
 
     def _written_tables(self, function: Function, boxes: Sequence[Optional[Box]]) -> List[Table]:
-        """Tables that the function's code may change, by following registers in the order of the code."""
-        held: Dict[int, object] = {}
-        found: List[Table] = []
-        for instruction in function.code:
-            for register in _escaping(instruction, held):
-                found += _tables(held.get(register))
-            self._load(instruction, boxes, held)
-        return found
+        """Tables that the function's code may change, by following what registers may hold through its blocks."""
+        code = function.code
+        starts = leaders(code)
+        entering: Dict[int, Held] = {0: {}}
+        found: Dict[int, Table] = {}
+        todo = [0]
+        while todo:
+            start = todo.pop()
+            end = next((leader for leader in starts if leader > start), len(code))
+            held = dict(entering[start])
+            for instruction in code[start:end]:
+                for register in _escaping(instruction, held):
+                    found.update((id(t), t) for value in held.get(register, {}).values() for t in _tables(value))
+                self._load(instruction, boxes, held)
+            for target in following(code, end - 1):
+                wider = _merged(entering.get(target), held)
+                if wider != entering.get(target):
+                    entering[target] = wider
+                    todo.append(target)
+        return list(found.values())
 
-    def _load(self, instruction: Instruction, boxes: Sequence[Optional[Box]], held: Dict[int, object]) -> None:
-        op, a, b, c = instruction
+    def _load(self, instruction: Instruction, boxes: Sequence[Optional[Box]], held: Held) -> None:
+        op, a, b, _ = instruction
         if op == "GETGLOBAL":
-            held[a] = self.snapshot.globals.get(text(self.snapshot.program, b))
+            held[a] = _one(self.snapshot.globals.get(text(self.snapshot.program, b)))
         elif op == "GETUP":
             box = boxes[b]
-            held[a] = box[0] if box is not None else None
+            held[a] = _one(box[0] if box is not None else None)
         elif op == "BUILTIN":
-            held[a] = text(self.snapshot.program, b)
-        elif op in ("MOVE", "UNBOX", "BOX") and b >= 0:
-            held[a] = held.get(b)
+            held[a] = _one(text(self.snapshot.program, b))
+        elif op in ("MOVE", "UNBOX", "BOX", "SETBOX") and b >= 0:
+            held[a] = held.get(b, UNKNOWN)
         elif op == "GETINDEX" and b >= 0:
-            held[a] = held.get(b)  # a table inside it, perhaps: it counts as the outer one
-        elif BY_NAME[op].operands.startswith("w"):
-            held.pop(a, None)
-        elif op in ("CALL", "CALLX"):
-            for register in range(a, a + max(c, 1)):
+            held[a] = held.get(b, UNKNOWN)  # a table inside it, perhaps: it counts as the outer one
+        else:
+            for register in written_registers(instruction):
                 held.pop(register, None)
 
     def _variable(self, name: Tuple[str, int], written: bool, line: Optional[int]) -> None:
@@ -131,7 +147,21 @@ def _more(before: Sharing, written: bool, line: Optional[int]) -> Sharing:
     return Sharing(True, before.written or written, handler)
 
 
-def _escaping(instruction: Instruction, held: Dict[int, object]) -> List[int]:
+def _one(value: object) -> Dict[int, object]:
+    """The one thing that a register holds: tables, and names of builtins, by what they are."""
+    if isinstance(value, str):
+        return {hash(value): value}
+    return {id(value): value} if isinstance(value, Table) else UNKNOWN
+
+
+def _merged(one: Optional[Held], other: Held) -> Held:
+    """What registers may hold where two ways meet."""
+    if one is None:
+        return dict(other)
+    return {r: {**one.get(r, UNKNOWN), **other.get(r, UNKNOWN)} for r in {*one, *other}}
+
+
+def _escaping(instruction: Instruction, held: Held) -> List[int]:
     """Registers whose table an instruction may change, or give to what may."""
     op, a, b, c = instruction
     if op in ("SETINDEX", "ADDINDEX", "SUBINDEX", "SAMPLE"):
@@ -139,7 +169,9 @@ def _escaping(instruction: Instruction, held: Dict[int, object]) -> List[int]:
     if op == "SETLIST":
         return [a, *range(b, b + max(c, 1))]
     if op in ("CALL", "CALLX", "TAILCALL", "TAILCALLX"):
-        return [] if held.get(a) in READERS else list(range(a + 1, a + 1 + b))
+        callees = held.get(a, {}).values()
+        harmless = bool(callees) and all(isinstance(name, str) and name in READERS for name in callees)
+        return [] if harmless else list(range(a + 1, a + 1 + b))
     if op in ("RETURN", "RETURNX"):
         return list(range(a, a + max(b, 1)))
     if op in ("SETGLOBAL", "SETUP", "SETBOX"):

@@ -17,7 +17,7 @@ PLUMBING_FRAMES = 6
 """So many frames of a kernel stack may lead to the program itself; the reader takes them off."""
 SHOWING = ("print", "printf")
 """Builtins that show a value, of whatever type it is."""
-STATES = ("in_iowait", "curr_taskinfo")
+STATES = ("in_iowait", "in_interrupt", "curr_taskinfo")
 """Builtins that read the running task: their type is that of a variable of the event (`state_name`)."""
 
 Result = Callable[[Operation, Sequence[Type]], Type]
@@ -79,6 +79,12 @@ def stack_frames(operation: Operation) -> Tuple[int, int]:
     return depth, skip.value
 
 
+def _as_address(operation: Operation, arguments: Sequence[Type]) -> Type:
+    _address(operation, arguments)
+    address = Type(frozenset({"address"}))
+    return NIL if arguments[0] == NIL else join(NIL, address) if arguments[0].can_be("nil") else address
+
+
 def _length(operation: Operation, arguments: Sequence[Type]) -> Type:
     if not arguments or not arguments[0].is_only("string"):
         raise NotLowered(operation.span, "len of what may be no string")
@@ -87,6 +93,8 @@ def _length(operation: Operation, arguments: Sequence[Type]) -> Type:
 
 def state_name(operation: Operation) -> str:
     """The variable that a builtin for the running task's state reads. Raises NotLowered."""
+    if operation.name == "in_interrupt":
+        return operation.name
     if operation.name != "curr_taskinfo":
         return f"curtask.{operation.name}"
     name = operation.arguments[0] if operation.arguments else None
@@ -115,5 +123,7 @@ SIGNATURES: Dict[str, Signature] = {
     "stack": Signature(_stack),
     "ustack": Signature(_stack),
     **{f"gettimeofday_{unit}": Signature(_always(INTEGER)) for unit in ("ns", "us", "ms", "s")},
+    "ksym": Signature(_as_address),
+    "ipof": Signature(_as_address),
     **{name: Signature(_always(NIL)) for name in STATES},
 }
