@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Dict, List
 
 from compiler.lower.flat import Constant, NotLowered, Operation
+from compiler.lower.formats import faults_at_nil
 from compiler.lower.signature import SIGNATURES, stack_frames, state_name
 from compiler.lower.types import INTEGER, STACK_HEAD_BYTES, Type
 from compiler.lower.values import Site, Value, of_constant
@@ -45,7 +46,21 @@ def _send(emitter: Emitter, operation: Operation, values: List[Value], result: T
         emitter.w.label(emitter.w.fresh("unreached"))
     else:
         emitter.environment.send(site, sent, emitter.texts)
+    if operation.name == "printf":
+        _stop_at_nil(emitter, operation, values)
     return of_constant(None)
+
+
+def _stop_at_nil(emitter: Emitter, operation: Operation, values: List[Value]) -> None:
+    """The VM will fault at a record with nil in place of an integer: no handler runs behind it any more."""
+    w = emitter.w
+    for place in faults_at_nil(operation, [value.type for value in values], emitter.facts.built_bytes):
+        wrong, right = w.fresh("fault"), w.fresh("l")
+        w.branch(values[place].isnil, wrong, right)
+        w.label(wrong)
+        w.store(8, 1, w.lookup("stopped", w.index(0), emitter.end))
+        w.goto(emitter.end)
+        w.label(right)
 
 
 def _delete(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:

@@ -24,6 +24,7 @@ from compiler.lower.flat import (
     order,
     successors,
 )
+from compiler.lower.formats import check_format
 from compiler.lower.signature import SHOWING, SIGNATURES, STATES, state_name
 from compiler.lower.types import (
     BOOLEAN,
@@ -39,11 +40,9 @@ from compiler.lower.types import (
     of_value,
     string,
 )
-from vm.fault import Fault
 from vm.named_tuple import NamedTuple
-from vm.printf import formatter
 from vm.program import Span
-from vm.values import MAX_INTEGER, Table
+from vm.values import Table
 
 EventType = Callable[[str, Span], Type]
 """The type of an event's value by its name (`pid`, `args.filename`). Raises NotLowered for what has none here."""
@@ -342,7 +341,7 @@ class Typing:
             kind = self.event_type(state_name(operation), operation.span)
             return kind if operation.name == "curr_taskinfo" or kind == NIL else join(NIL, BOOLEAN)
         if operation.name == "printf":
-            _check_format(operation, types, self.facts.built_bytes)
+            check_format(operation, types, self.facts.built_bytes)
         result = row.result(operation, types)
         return result._replace(size_bytes=min(result.size_bytes, self.facts.string_bytes)) if row.reads else result
 
@@ -423,25 +422,6 @@ class Typing:
         if not types[0].is_only("stats", "nil") or not types[1].is_only("integer"):
             raise NotLowered(operation.span, f"adds a sample that may be {types[1]} to what may be {types[0]}")
         return STATS
-
-
-def _check_format(operation: Operation, types: List[Type], most_bytes: int) -> None:
-    """Raises NotLowered for a printf that may fault: its handler would have gone on by the time that is found out."""
-    first = operation.arguments[0] if operation.arguments else None
-    if not isinstance(first, Constant) or not isinstance(first.value, bytes):
-        raise NotLowered(operation.span, "printf of a format that is not a constant")
-    examples: List[object] = []
-    for argument, kind in zip(operation.arguments[1:], types[1:]):
-        if isinstance(argument, Constant):
-            examples.append(argument.value)
-        else:  # an integer too large to be a width, which is what `*` takes
-            examples.append(MAX_INTEGER if kind.is_only("integer", "address") else None)
-    try:
-        formatter("printf", lambda value: b"", lambda value: "what may be no integer", most_bytes)(
-            first.value, tuple(examples)
-        )
-    except Fault as fault:
-        raise NotLowered(operation.span, f"printf of what may not fit its format ({fault.message})") from fault
 
 
 def _defining(block: Block, register: int) -> Optional[Operation]:
