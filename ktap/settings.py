@@ -23,7 +23,7 @@ BUFFER_SHARE = 128
 LEAST_BUFFER_BYTES = 1 << 18
 UNMADE = "the kernel could not make a table's entry at that moment"
 """A loss: of what would have been the first of a new key; it is made by one of the next."""
-UNNAMED = "what processes had mapped: buffer full, so some of their addresses have no names"
+UNNAMED = "no room for what processes map, so some addresses have no names"
 """A loss: of no event, but of what the kernel told about processes."""
 
 Say = Callable[[str], None]

@@ -52,7 +52,11 @@ class UserSymbols:
         made = self._jit_map(pid).at(address)
         if made is not None:
             return f"{printable(made[0])}+{made[1]:#x} [jit]"
-        return f"{address:#x}" if mapping is None else f"{address:#x} [anon]"
+        if mapping is None:
+            return f"{address:#x}"
+        if mapping.path.startswith("["):  # such as the page where instructions under probes are run: [uprobes]
+            return f"{printable(mapping.path[:-1])}+{address - mapping.start:#x}]"
+        return f"{address:#x} [anon]"
 
     def _keep(self, mapping: Mapping, address: int, name: str) -> str:
         if len(self._names) >= MOST_NAMES:

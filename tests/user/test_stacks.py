@@ -8,13 +8,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Optional
 
 import pytest
 from c_program import compiled
 from tracing import Traced, trace
 
 from ktap.address_spaces import AddressSpaces
+from ktap.jit_map import JitMap
 from ktap.live_host import LiveHost
+from ktap.side_band import Ended, Forked, Mapped, Started
+from ktap.user_symbols import UserSymbols
 from vm.limits import Limits
 
 pytestmark = pytest.mark.live
@@ -322,3 +326,68 @@ def test_addresses_of_the_vdso() -> None:
     names = {host.user_symbol(os.getpid(), start + place) for place in range(0, 0x1000, 16)}
     assert any("clock_gettime+0x" in name for name in names)
     assert all(name.endswith("[vdso]") or name.startswith("[vdso+0x") for name in names)
+
+
+def test_memory_that_has_a_name_but_no_file() -> None:
+    spaces = AddressSpaces()
+    spaces.take(
+        [
+            Mapped(1, 7, 0x1000, 0x2000, 0, "[uprobes]", "", 0),
+            Mapped(2, 7, 0x3000, 0x4000, 0, "//anon", "", 0),
+            Mapped(3, 7, 0x5000, 0x6000, 0x700, "/nowhere/\x1b[2J.so", "ab" * 20, 0),
+        ]
+    )
+    symbols = UserSymbols(spaces)
+    assert symbols.name(7, 0x1083) == "[uprobes+0x83]"
+    assert symbols.name(7, 0x3001) == "0x3001 [anon]"
+    assert symbols.name(7, 0x5001) == f"[?[2J.so+0x701 build-id {'ab' * 20}]"
+    assert symbols.name(7, 0x9000) == "0x9000"
+
+
+def test_what_a_process_has_mapped_over_its_life() -> None:
+    """Forks have what their parents had; a program that is started has nothing of the one before, which is still known."""
+    spaces = AddressSpaces()
+
+    def mapped(time_ns: int, pid: int, start: int, path: str) -> Mapped:
+        return Mapped(time_ns, pid, start, start + 0x1000, 0, path, "", 0)
+
+    def path(pid: int, address: int) -> Optional[str]:
+        found = spaces.at(pid, address)
+        return None if found is None else found.path
+
+    huge = 1 << 40  # numbers that no process has
+    spaces.take([mapped(1, huge, 0x1000, "/a"), Forked(2, huge + 1, huge), mapped(3, huge, 0x2000, "/b")])
+    assert (path(huge, 0x1000), path(huge, 0x2000)) == ("/a", "/b")
+    assert (path(huge + 1, 0x1000), path(huge + 1, 0x2000)) == ("/a", None)
+    spaces.take([Started(4, huge + 1), mapped(5, huge + 1, 0x1800, "/c"), mapped(6, huge, 0x1000, "/d")])
+    assert (path(huge + 1, 0x1900), path(huge + 1, 0x1100)) == ("/c", "/a")
+    assert path(huge, 0x1100) == "/d"
+    spaces.take([Ended(7, huge), Ended(8, huge + 1)])
+    assert (path(huge, 0x1100), path(huge + 1, 0x1900)) == ("/d", "/c")
+
+
+def test_processes_that_ended_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ktap.address_spaces.MOST_ENDED", 3)
+    spaces = AddressSpaces()
+    huge = 1 << 40
+    for pid in range(huge, huge + 6):
+        spaces.take([Mapped(1, pid, 0x1000, 0x2000, 0, "/a", "", 0), Ended(2, pid)])
+    assert [spaces.at(pid, 0x1000) is not None for pid in range(huge, huge + 6)] == [False] * 3 + [True] * 3
+
+
+def test_a_jit_map_that_is_not_the_process_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "perf-1.map"
+    monkeypatch.setattr("ktap.jit_map._paths", lambda pid: [str(path)])
+    monkeypatch.setattr("ktap.jit_map.LOOK_AGAIN_S", 0)
+    path.write_text("1000 10 first\nnonsense\n1020 8 second one\n1000 10 fir")
+    jit = JitMap(os.getpid())
+    assert (jit.at(0x1008), jit.at(0x1021), jit.at(0x1010)) == (("first", 8), ("second one", 1), None)
+    with path.open("a") as file:
+        file.write("st again\n")
+    assert jit.at(0x1030) is None  # looks again
+    assert jit.at(0x1008) == ("first again", 8)
+    os.chown(path, 12345, -1)
+    assert JitMap(os.getpid()).at(0x1008) is None
+    path.unlink()
+    os.mkfifo(path)
+    assert JitMap(os.getpid()).at(0x1008) is None
