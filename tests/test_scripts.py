@@ -364,3 +364,12 @@ def test_the_lesson_of_timers(ktap: Ktap) -> None:
     assert re.fullmatch(r"1\t\d+", lines[0])
     assert len(lines) == 2
     assert lines[1].startswith("in the rest of a second:\t")
+
+
+@live
+def test_profile(ktap: Ktap) -> None:
+    dd = ("dd", "if=/dev/zero", "of=/dev/null", "bs=64K", "count=60000", "status=none")
+    done = ktap("-q", script("profile"), "--name", "dd", "--", *dd)
+    lines = done.stdout.splitlines()
+    assert all(re.match(r"dd(;[^;]+)* \d+$", line) for line in lines)
+    assert any(";vfs_read;" in line or ";ksys_read;" in line for line in lines)
