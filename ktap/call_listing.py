@@ -9,7 +9,13 @@ from ktap.functions import kernel_functions, near_tracepoints
 from vm.c_types import show
 from vm.diagnostic import Diagnostic, Refusal
 
-PREFIX = "probe:"
+PREFIX, FTRACE = "probe:", "ftrace"
+
+
+WITHOUT_TYPES = (
+    "    arg1 …  the call's arguments, by the calling convention: this kernel does not tell their types (BTF)",
+    "    retval  what it returns (with %return)",
+)
 
 
 def list_functions(pattern: str, verbose: bool) -> str:
@@ -17,7 +23,8 @@ def list_functions(pattern: str, verbose: bool) -> str:
 
     Raises Refusal: where nothing matches, or (status 3) where the kernel cannot probe its functions.
     """
-    glob = pattern[len(PREFIX) :] or "*"
+    kind, _, glob = pattern.partition(":")
+    glob = "*" if kind == FTRACE else glob or "*"
     functions = kernel_functions()
     if not functions.can_be_probed():
         near = near_tracepoints(glob)
@@ -39,6 +46,8 @@ def list_functions(pattern: str, verbose: bool) -> str:
         lines += [f"    arg{n}  args.{one.name}  {show(one.type)}" for n, one in enumerate(arguments, 1)]
         if prototype is not None:
             lines.append(f"    retval  {show(prototype.result)}  (with %return)")
+    if verbose:
+        lines += ["each has", "    arg0    its address", *([] if types else WITHOUT_TYPES)]
     return "".join(f"{line}\n" for line in lines)
 
 

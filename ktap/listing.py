@@ -7,6 +7,7 @@ from typing import Iterable, List, Optional
 
 from ktap import event_format, tracefs
 from ktap.event_format import EventFormat
+from ktap.forms import forms_like, show_forms
 from ktap.print_format import event_text
 from ktap.symbols import LiveNames
 from ktap.tracefs import Tracefs
@@ -14,8 +15,10 @@ from vm import c_types
 from vm.diagnostic import Diagnostic, Refusal
 
 RAW = "raw:"
-OF_PLACES = ("probe:", "sdt:", "perf:")
+OF_PLACES = ("probe:", "sdt:", "perf:", "ftrace:")
 """Events that are looked for in files, or by asking the kernel for them."""
+KINDS = ("probe", "sdt", "perf", "raw", "ftrace")
+"""A word that stands for all events of a kind, where there is no group of that name."""
 VALUES = {
     event_format.INTEGER: "integer",
     event_format.POINTER: "integer",
@@ -33,6 +36,11 @@ def list_events(pattern: str, verbose: bool) -> str:
 
     Raises Refusal: where nothing matches, or (status 3) where the kernel does not tell its events.
     """
+    if pattern in KINDS:
+        pattern += ":"
+    forms = forms_like(pattern)
+    if forms:
+        return show_forms(forms, verbose)
     if pattern.startswith(RAW):
         return _raw(pattern[len(RAW) :] or "*", verbose)
     if pattern.startswith(OF_PLACES):
@@ -40,7 +48,7 @@ def list_events(pattern: str, verbose: bool) -> str:
 
         if lists(pattern):
             return list_places(pattern, verbose)
-        if pattern.startswith("probe:"):
+        if pattern.startswith(("probe:", "ftrace:")):
             from ktap.call_listing import list_functions
 
             return list_functions(pattern, verbose)

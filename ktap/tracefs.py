@@ -19,6 +19,11 @@ from vm.named_tuple import NamedTuple
 MOUNTS = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 """Where tracefs is found, in order: its own mount point, then the one below debugfs."""
 
+KINDS = ("probe", "sdt", "raw", "perf", "watch", "ftrace")
+"""What events that are no tracepoints begin with, before a colon."""
+TIMERS = ("tick", "profile")
+"""And before a hyphen."""
+
 REMEDIES = {
     errno.ENOENT: "not mounted; mount -t tracefs tracefs {path}, or run ktap doctor",
     errno.EACCES: "permission denied; run as root, or replay a recording with ktap --replay FILE",
@@ -134,20 +139,35 @@ def describe_unknown(pattern: str, names: Sequence[TracepointName]) -> tuple[str
     group, name = split_pattern(pattern)
     written = pattern[3:] if pattern.startswith("tp:") else pattern
     groups = {n.group for n in names}
+    kind = _kind_meant(written)
     if is_glob(pattern):
         return f"no event matches `{written}`", "ktap list shows the events"
     if ":" not in written:
         same = [str(n) for n in names if n.name == written]
-        return f"unknown event `{written}`", _did_you_mean(
-            same[:3] or _closest(written, groups | {n.name for n in names})
-        ) or "ktap list shows the events"
+        if not same and kind is None:
+            close = _closest(written, groups | {n.name for n in names})
+            same = [one if one in groups else next(str(n) for n in names if n.name == one) for one in close]
+        hint = _did_you_mean(same[:3] or ([] if kind is None else [kind]))
+        return f"unknown event `{written}`", hint or "ktap list shows the events"
     if group not in groups:
         same = [str(n) for n in names if n.name == name]
-        near = [f"{g}:{name}" for g in _closest(group, groups)]
+        near = [f"{g}:{name}" for g in _closest(group, groups)] if kind is None else [kind]
         return f"unknown event group `{group}`", _did_you_mean(same[:3] or near) or "ktap list shows the events"
     own = [n.name for n in names if n.group == group]
-    near = [f"{group}:{n}" for n in _closest(name, own)]
+    near = [f"{group}:{n}" for n in _closest(name, own) or _closest(f"{group}_{name}", own)]
     return f"unknown event `{written}`", _did_you_mean(near) or f"ktap list '{group}:*' shows the events of the group"
+
+
+def _kind_meant(pattern: str) -> Optional[str]:
+    """An event of another kind than tracepoints that was probably meant: `prob:x` is `probe:x`, `tik-1s` is `tick-1s`."""
+    from compiler.spell import suggest
+
+    for sign, kinds in ((":", KINDS), ("-", TIMERS)):
+        head, found, rest = pattern.partition(sign)
+        near = suggest(head, kinds) if found else None
+        if near is not None:
+            return f"{near}{sign}{rest}"
+    return None
 
 
 def _closest(word: str, candidates: Iterable[str]) -> list[str]:

@@ -14,6 +14,19 @@ from vm.diagnostic import Diagnostic, Refusal
 
 COUNTERS = "perf"
 KINDS = ("probe", MARKERS, COUNTERS)
+OF_COUNTERS = (
+    "each has\n",
+    "    arg0  args.ip      integer  where the program was\n",
+    "    arg1  args.period  integer  how many were counted since the last one\n",
+    "    arg2  args.addr    integer  the memory it is about, 0 where there is none\n",
+)
+OF_FUNCTIONS = (
+    "each has, where no fetch arguments are written\n",
+    "    arg0    integer  its address\n",
+    "    arg1 …  integer  the call's arguments, by the calling convention\n",
+    "    retval  integer  what it returns (with %return)\n",
+)
+"""What all of a kind have, behind their list."""
 
 
 def lists(pattern: str) -> bool:
@@ -27,10 +40,12 @@ def list_places(pattern: str, verbose: bool) -> str:
     kind, _, rest = pattern.partition(":")
     try:
         if kind == COUNTERS:
-            return "".join(_matching_counters(rest or "*"))
+            return "".join([*_matching_counters(rest or "*"), *(OF_COUNTERS if verbose else ())])
         written = take_apart(pattern if ":" in rest else f"{pattern}:*")
+        if kind == MARKERS and not rest:
+            raise NoEvent("markers are found by their program or library", "as in ktap list sdt:libc or ktap -lm FILE")
         lines = _markers(written, verbose) if kind == MARKERS else _functions(written, verbose)
-        return "".join(f"{line}\n" for line in lines)
+        return "".join([*(f"{line}\n" for line in lines), *(OF_FUNCTIONS if verbose and kind != MARKERS else ())])
     except NoEvent as error:
         raise Refusal([Diagnostic("ktap", None, str(error), error.hint)], status=1) from error
 
@@ -69,4 +84,7 @@ def _markers(written: Written, verbose: bool) -> List[str]:
         if verbose:
             place = f"    at {marker.spot.offset:#x}" + (" with a semaphore" if marker.spot.semaphore else "")
             lines.append(f"{place}: {marker.arguments}" if marker.arguments else place)
+            for argument, readable in arguments:
+                what = f"{'signed' if argument.shape.letter == 's' else 'unsigned'}, {argument.shape.size_bytes} bytes"
+                lines.append(f"    {argument.name}  {f'integer, {what}' if readable else 'cannot be read'}")
     return lines

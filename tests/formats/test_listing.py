@@ -7,6 +7,8 @@ from conftest import Ktap
 
 from ktap import btf, listing
 
+PYTHON = "/usr/bin/python3"
+"""A program with markers (Debian builds it so)."""
 SWITCH = "prev_comm prev_pid prev_prio prev_state next_comm next_pid next_prio"
 
 
@@ -69,6 +71,48 @@ def test_no_such_event(ktap: Ktap) -> None:
     done = ktap("list", "sched:sched_swich", status=1)
     assert done.stderr == "ktap: unknown event `sched:sched_swich`; did you mean `sched:sched_switch`?\n"
     assert ktap("list", "zz*:*", status=1).stderr == "ktap: no event matches `zz*:*`; ktap list shows the events\n"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "lines"),
+    [
+        ("tick", ["tick-N  every N (s sec ms"]),
+        ("profile-*", ["profile-N  every N (s sec"]),
+        ("timers", ["tick-N     every N", "profile-N  every N"]),
+        ("watch", ["watch:ADDRESS:BYTES:MODE  memory is used"]),
+        ("watch:0x601040:8:w", ["watch:ADDRESS:BYTES:MODE  memory is used"]),
+        ("trace_*", ["trace_begin  once", "trace_end    once"]),
+    ],
+)
+def test_events_that_are_made_by_writing_them(ktap: Ktap, pattern: str, lines: list[str]) -> None:
+    shown = ktap("list", pattern).stdout.splitlines()
+    assert len(shown) == len(lines)
+    assert all(line.startswith(beginning) for line, beginning in zip(shown, lines))
+
+
+@pytest.mark.live
+def test_values_of_every_kind(ktap: Ktap) -> None:
+    def shown(pattern: str) -> str:
+        return ktap("list", "-v", pattern).stdout
+
+    assert "arg2  args.value  integer" in shown("watch:")
+    assert "perf:cpu-clock\n" in shown("perf") and "arg1  args.period  integer" in shown("perf")
+    functions = shown("probe:libc:mallo*")
+    assert "probe:libc:malloc  0x" in functions and "retval  integer  what it returns" in functions
+    markers = shown(f"sdt:{PYTHON}:gc__*")
+    assert f"sdt:{PYTHON}:python:gc__start arg1\n" in markers and "    arg1  integer, signed, " in markers
+    assert ktap("list", "sdt", status=1).stderr == (
+        "ktap: markers are found by their program or library; as in ktap list sdt:libc or ktap -lm FILE\n"
+    )
+
+
+@pytest.mark.live
+def test_functions_and_markers_of_a_file(ktap: Ktap) -> None:
+    assert ktap("-lf", "libc").stdout == ktap("list", "probe:libc:*").stdout
+    assert "probe:libc:malloc\n" in ktap("-lf", "libc").stdout
+    assert ktap("-lm", PYTHON).stdout == ktap("list", f"sdt:{PYTHON}").stdout
+    assert f"sdt:{PYTHON}:python:line arg1 arg2 arg3\n" in ktap("-lm", PYTHON).stdout
+    assert "no library or program `nosuch`" in ktap("-lf", "nosuch", status=1).stderr
 
 
 def test_a_kernel_without_types(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,6 +212,19 @@ def test_what_explain_says() -> None:
     assert f"  probe:read_null: {'kprobe multi' if links.has_multi() else 'kprobe'}, " in told
 
 
+def test_functions_are_listed_with_their_parameters() -> None:
+    command = [sys.executable, "-m", "ktap", "list"]
+    told = subprocess.run([*command, "-v", "probe:vfs_read"], capture_output=True, text=True).stdout
+    assert told.splitlines()[:3] == [
+        "probe:vfs_read",
+        "    arg1  args.file  struct file *",
+        "    arg2  args.buf  char *",
+    ]
+    assert "    retval  ssize_t  (with %return)\n" in told
+    wrong = subprocess.run([*command, "probe:vfs_raed"], capture_output=True, text=True)
+    assert wrong.returncode == 1 and "did you mean `probe:vfs_read`?" in wrong.stderr
+
+
 SLEEPERS = 30
 SLEEPS = f"""
 import threading, time
