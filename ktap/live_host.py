@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Optional
 
-from ktap.address_spaces import AddressSpaces
 from vm.local_host import LocalHost
 
 if TYPE_CHECKING:
+    from ktap.address_spaces import AddressSpaces
     from ktap.user_symbols import UserSymbols
 
 
@@ -16,9 +16,17 @@ class LiveHost(LocalHost):
 
     def __init__(self) -> None:
         super().__init__(self._symbol_of)
-        self.spaces = AddressSpaces()
-        """What is known of the memory of processes; a source that has stacks of them has it watch."""
+        self._spaces: Optional[AddressSpaces] = None
         self._symbols: Optional[UserSymbols] = None
+
+    @property
+    def spaces(self) -> AddressSpaces:
+        """What is known of the memory of processes; a source that has stacks of them has it watch."""
+        if self._spaces is None:
+            from ktap.address_spaces import AddressSpaces
+
+            self._spaces = AddressSpaces()
+        return self._spaces
 
     def _symbol_of(self, pid: int, address: int) -> str:
         """See ktap.user_symbols."""

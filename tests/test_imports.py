@@ -130,6 +130,7 @@ print(*sorted(heavy & set(sys.modules)))
         "import ktap.cli",
         "import ktap.cache",
         "import ktap.options",
+        "import ktap.session, ktap.live_host; ktap.live_host.LiveHost()",
         "import vm.image, vm.verify, vm.machine",
         "import vm.__main__",
     ],
