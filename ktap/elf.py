@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 DEBUG_ROOT = "/usr/lib/debug"
 STAPSDT = ".note.stapsdt"
 SDT_BASE = ".stapsdt.base"
+THROWING = (b"__cxa_throw", b"_Unwind_RaiseException")
+GO_SECTIONS = (".gopclntab", ".data.rel.ro.gopclntab")
 
 
 class Function(NamedTuple):
@@ -111,6 +113,11 @@ class Binary:
             self.word_bytes = elf.elfclass // 8
             self.segments = tuple(_segments(elf))
             self._code_ends = _code_ends(elf)
+            strings = [_section(elf, name) for name in (".dynstr", ".strtab")]
+            self.throws = any(b"\0%s\0" % name in table for name in THROWING for table in strings)
+            """It can throw exceptions, or panic: there is code in it, or that it asks for, which does."""
+            self.moves_stacks = any(elf.get_section_by_name(name) is not None for name in GO_SECTIONS)
+            """Its stacks are moved while it runs: a program in Go."""
             self.build_id = _build_id(elf)
             self._debug_link = _debug_link(elf)
             self._own = tuple(_symbols(elf))

@@ -136,6 +136,32 @@ def is_glob(symbol: str) -> bool:
 def find_functions(written: Written, unsafe: bool) -> List[Found]:
     """The functions an event means, each place once, in the order of the file. Raises NoEvent."""
     binary = open_target(written.target)
+    found = _found(binary, written, unsafe)
+    if written.returns and not unsafe:
+        _check_returns(binary, found)
+    return found
+
+
+def _check_returns(binary: Binary, found: Sequence[Found]) -> None:
+    """A probe at a return puts another address in the place of the caller's, and not every program bears that.
+
+    Whoever unwinds the stack, as exceptions and panics do, does not find the way past it and ends the program;
+    Go moves stacks and then finds an address that is not its own. Raises NoEvent.
+    """
+    why = None
+    if binary.moves_stacks:
+        why, names = "is a program in Go, which ends when it finds the probe's address on its stack", found
+    elif binary.throws:
+        places = {one.spot.offset for one in found}
+        mangled = {f.offset for f in binary.functions if f.offset in places and is_mangled(f.name)}
+        why = "throws exceptions, and one that passes through a function whose return is probed ends the program"
+        names = [one for one in found if one.spot.offset in mangled]
+    if why is not None and names:
+        what = f"`{names[0].name}`" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+        raise NoEvent(f"the return of {what} is not probed: {binary.path} {why}", "probe its entry, or say --unsafe")
+
+
+def _found(binary: Binary, written: Written, unsafe: bool) -> List[Found]:
     symbol = written.symbol
     if PLACE.match(symbol):
         return [_at_place(binary, int(symbol, 0), written.returns, unsafe)]

@@ -20,7 +20,7 @@ from tracing import EVENTS, TRANSPORTS, Traced, trace
 from ktap import kernel, uprobes
 from ktap.attach import Attachment
 from ktap.elf import open_binary
-from ktap.user_functions import open_target
+from ktap.user_functions import find_functions, open_target, take_apart
 from ktap.waiting import can_wait
 from vm.diagnostic import Refusal
 
@@ -382,6 +382,40 @@ def test_names_of_another_language(tmp_path: Path) -> None:
     trace_end {{ for (k, v in pairs(n)) {{ print(k, v) }} for (k, v in pairs(m)) {{ print(k, v) }} }}
     """
     assert run(script, program).lines == ["shop::Till::add(long)\t6", "shop::Till::add(long)\t4"]
+
+
+def test_returns_through_which_exceptions_may_pass(tmp_path: Path) -> None:
+    """A probe there would end the program; one at the function's entry is no danger."""
+    text = """
+    #include <stdexcept>
+    #define KEPT __attribute__((noinline))
+    KEPT void thrower(int n) { if (n & 1) throw std::runtime_error("x"); asm volatile(""); }
+    KEPT void passed(int n) { thrower(n); asm volatile(""); }
+    extern "C" KEPT int counted(int n) { asm volatile(""); return n; }
+    int main() { int caught = 0; for (int n = 0; n < 6; n++) try { counted(n); passed(n); } catch (std::exception &) { caught++; } return caught - 3; }
+    """
+    program = compiled(tmp_path / "throws", text, language="c++")
+    script = f"""
+    trace probe:{program}:passed, probe:{program}:thrower {{ n[probename] += 1 }}
+    trace probe:{program}:counted%return {{ n[probename] += 1 }}
+    trace sched:sched_process_exit {{ if (tid == pid) {{ print(curtask.exit_code) }} }}
+    trace_end {{ for (k, v in sort_pairs(n)) {{ print(k, v) }} }}
+    """
+    wanted = ["0", "counted\t6", "passed(int)\t6", "thrower(int)\t6"]
+    assert run(script, program).lines == wanted
+    told = message(f"trace probe:{program}:passed%return {{ }}")
+    assert "the return of `passed(int)` is not probed" in told
+    assert "--unsafe" in told
+    assert "and 1 more" in message(f"trace probe:{program}:_Z*[dr]i%return {{ }}")
+    assert find_functions(take_apart(f"probe:{program}:passed%return"), unsafe=True)
+
+
+def test_returns_in_go(tmp_path: Path) -> None:
+    """Told by a section that all its programs have."""
+    text = 'int f(int n) { return n; } int main() { return f(0); } const char table[8] __attribute__((section(".gopclntab"))) = "go";'
+    program = compiled(tmp_path / "program", text)
+    assert "is a program in Go" in message(f"trace probe:{program}:f%return {{ }}")
+    assert find_functions(take_apart(f"probe:{program}:f"), unsafe=False)
 
 
 def test_names_of_rust(tmp_path: Path) -> None:
