@@ -240,7 +240,7 @@ class Emitter:
         update = self.updates.get(id(operation))
         if update is not None:
             if operation is update.change:
-                self.amounts[id(update)] = self.value(update.amount, INTEGER)
+                self.amounts[id(update)] = self._amount(update, types)
             elif operation is update.store:
                 self._update(update)
             return
@@ -249,6 +249,20 @@ class Emitter:
         if operation.target is not None:
             assert value is not None
             self.keep(operation.target, value)
+
+    def _amount(self, update: Addition, types: List[Type]) -> Value:
+        """What is added; a sample that is nil is a fault."""
+        change = update.change
+        if change.op != "STATADD":
+            return self.value(update.amount, INTEGER)
+        amount = self.value(update.amount, types[1])
+        self.check_sample(amount, change)
+        return amount
+
+    def check_sample(self, value: Value, operation: Operation) -> None:
+        """A fault for nil."""
+        if value.type.can_be("nil"):
+            self.fault_if(value.isnil, "type", operation, "`<<<` adds integers to an aggregation, not nil")
 
     def _update(self, update: Addition) -> None:
         variable = update.store.variable

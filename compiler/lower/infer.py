@@ -405,8 +405,8 @@ class Typing:
 
     def on_sample(self, operation: Operation, types: List[Type]) -> Type:
         """SAMPLE."""
-        if not types[2].is_only("integer"):
-            raise NotLowered(operation.span, f"adds a sample that may be {types[2]}", "test it for nil first")
+        if not types[2].is_only("integer", "nil"):
+            raise NotLowered(operation.span, f"adds a sample that may be {types[2]}")
         return self.store(operation, types, STATS)
 
     def store(self, operation: Operation, types: List[Type], value: Type) -> Type:
@@ -419,7 +419,7 @@ class Typing:
 
     def on_statadd(self, operation: Operation, types: List[Type]) -> Type:
         """STATADD: an aggregation in a variable."""
-        if not types[0].is_only("stats", "nil") or not types[1].is_only("integer"):
+        if not types[0].is_only("stats", "nil") or not types[1].is_only("integer", "nil"):
             raise NotLowered(operation.span, f"adds a sample that may be {types[1]} to what may be {types[0]}")
         return STATS
 

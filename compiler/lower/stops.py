@@ -20,6 +20,8 @@ def can_stop(flat: FlatHandler, typing: Typing, entries: Dict[int, State]) -> bo
                 return True
             if operation.op == "BUILTIN" and operation.name == "printf" and any(t.can_be("nil") for t in types[1:]):
                 return True
+            if operation.op in ("SAMPLE", "STATADD") and types[-1].can_be("nil"):
+                return True
             if operation.op in STORES and types[1].can_be("nil"):
                 return True
             if operation.op in ("LT", "LE") and any(t.can_be("nil") for t in types):

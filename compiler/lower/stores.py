@@ -76,6 +76,8 @@ class Stores:
         op = operation.op
         if op in ("GETINDEX", "GETENTRY"):
             return self._get(home, key, result, operation)
+        if op == "SAMPLE":
+            self.e.check_sample(values[2], operation)
         self.check_key(key, operation)
         pointer = self.key(home, key)
         if op == "SETINDEX":
