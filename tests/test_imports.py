@@ -116,6 +116,11 @@ def test_nobody_imports_what_is_private() -> None:
     assert broken(allowed) == []
 
 
+def test_named_tuples_are_those_that_are_made_quickly() -> None:
+    users = {found.importer for found in IMPORTS if found.module == "typing" and "NamedTuple" in found.names}
+    assert users == {"vm/named_tuple.py"}
+
+
 STARTED = """
 import sys
 {}
