@@ -104,6 +104,18 @@ class Skipped(NamedTuple):
     error: OSError
 
 
+def wait_for_programs() -> None:
+    """Return when every program that runs now has ended: so long the kernel waits when a map in a map is exchanged.
+
+    Source: kernel/bpf/syscall.c, maybe_wait_bpf_programs. Raises OSError.
+    """
+    inner = kernel.create_map(kernel.ARRAY, "ktap_wait", 4, 4, 1)
+    try:
+        os.close(kernel.create_map_of_maps("ktap_waits", inner))
+    finally:
+        os.close(inner)
+
+
 class Attachment:
     """Programs and what they are attached to. `losses` is a map: number of an event to how many were lost."""
 
@@ -178,6 +190,13 @@ class Attachment:
                     raise
                 skipped.append(Skipped(event, error))
         return skipped
+
+    def detach(self) -> None:
+        """Let no program start any more, and return when those that run have ended."""
+        for fd in self._events:
+            os.close(fd)
+        self._events, self.counting, self.perf_tracepoints = [], [], 0
+        wait_for_programs()
 
     def close(self) -> None:
         """Detach and free everything. Safe to call twice."""

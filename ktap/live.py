@@ -71,6 +71,8 @@ class LiveSource:
         self._objects = Objects(keep)
         self.lowering = self._lowering = lowering
         """What chose the handlers that run in the kernel; `_lowering` is None again where it chose none."""
+        self._missed: List[Loss] = []
+        """What was missed by links that are gone."""
         self._program = program
         self._options = options
         self._helpers = helpers
@@ -286,12 +288,16 @@ class LiveSource:
         for site in outside:
             self._points += [(site.event, (site.handle,))] * (1 << bits)
 
-    def settle(self) -> None:
+    def settle(self, last: bool = False) -> None:
         """See vm.event.Source.settle: what handlers in the kernel have counted comes into the script's tables."""
         if self._helpers.spaces is not None:
             self._helpers.spaces.update()
-        if self._lowering is not None and self._lowering.tables is not None:
-            self._lowering.tables.drain()
+        if self._lowering is None or self._lowering.tables is None:
+            return
+        if last and self._attachment is not None and self._attachment.perf_tracepoints < attach.SLOW_DETACH:
+            self._missed = self._missed_by_links()
+            self._attachment.detach()
+        self._lowering.tables.drain()
 
     def _set_points(self, events: Sequence[Captured], bits: int) -> None:
         for event in events:
@@ -373,14 +379,20 @@ class LiveSource:
             missed = claiming.missed(claims)
             if missed:
                 found.append(Loss("fired while the same program ran", label, missed))
-        for label, link in self._attachment.counting:
-            from ktap.links import misses
+        return found + self._missed_by_links()
 
+    def _missed_by_links(self) -> List[Loss]:
+        """What links to functions of the kernel have missed; they are asked before they are gone."""
+        if self._attachment is None or not self._attachment.counting:
+            return self._missed
+        from ktap.links import misses
+
+        found = []
+        for label, link in self._attachment.counting:
             missed = misses(link) or 0
             if missed:
-                found.append(
-                    Loss(MISSED_RETURNS if label.partition(" ")[0].endswith("%return") else MISSED, label, missed)
-                )
+                what = MISSED_RETURNS if label.partition(" ")[0].endswith("%return") else MISSED
+                found.append(Loss(what, label, missed))
         return found
 
     def close(self) -> None:

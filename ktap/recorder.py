@@ -422,9 +422,9 @@ class RecordingSource:
         self._horizon_ns = max(self._horizon_ns, batch.horizon_ns)
         return batch
 
-    def settle(self) -> None:
+    def settle(self, last: bool = False) -> None:
         """See Source."""
-        self._live.settle()
+        self._live.settle(last)
 
     def losses(self) -> Sequence[Loss]:
         """See Source; also the records that could not be written."""

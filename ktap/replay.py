@@ -436,7 +436,7 @@ class ReplaySource:
                     chosen.append((record[0], choice.first_point + mask, *record[2:]))
         return chosen
 
-    def settle(self) -> None:
+    def settle(self, last: bool = False) -> None:
         """See Source: there is nothing to fetch."""
 
     def losses(self) -> Sequence[Loss]:

@@ -158,7 +158,7 @@ class KernelTables:
             if home.facts.key.is_only("probename"):
                 spec = self.specs[name]
                 self.specs[name] = spec._replace(entries=max(1, min(spec.entries, self.events)))
-            if on_demand and self.events < MANY_EVENTS and not self._comes_in_bursts(home):
+            if on_demand and self.events < MANY_EVENTS and not home.bursts and not self._comes_in_bursts(home):
                 self.specs[name] = self.specs[name]._replace(preallocated=False)
 
     def _comes_in_bursts(self, home: TableHome) -> bool:

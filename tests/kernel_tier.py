@@ -354,7 +354,7 @@ class KernelSource(SyntheticSource):
         records += record(event, step.fired, step.time_ns, step.number << self.bits)
         return records
 
-    def settle(self) -> None:
+    def settle(self, last: bool = False) -> None:
         if self.lowering.tables is not None:
             self.lowering.tables.drain()
 

@@ -177,7 +177,7 @@ class SyntheticSource:
             self.time_ns = int(str(batch[-1][0]))
         return Batch(batch, self.time_ns, not self.records)
 
-    def settle(self) -> None:
+    def settle(self, last: bool = False) -> None:
         pass
 
     def losses(self) -> Sequence[Loss]:

@@ -138,8 +138,11 @@ class Source(Protocol):
     def poll(self, timeout_ns: int) -> Batch:
         """Wait at most `timeout_ns` and return what came."""
 
-    def settle(self) -> None:
-        """Bring what handlers elsewhere (in the kernel) have counted into the script's tables, for a tick or trace_end."""
+    def settle(self, last: bool = False) -> None:
+        """Bring what handlers elsewhere (in the kernel) have counted into the script's tables, for a tick or trace_end.
+
+        `last`: they count nothing from here on, so that all tables and variables know of the same events.
+        """
 
     def losses(self) -> Sequence[Loss]:
         """What was lost so far."""

@@ -80,7 +80,7 @@ class Clock:
         time.sleep(timeout_ns / 1e9)
         return Batch((), self.now_ns(), False)
 
-    def settle(self) -> None:
+    def settle(self, last: bool = False) -> None:
         """Nothing is counted elsewhere."""
 
     def losses(self) -> Sequence[Loss]:
@@ -134,7 +134,7 @@ class Run:
         try:
             if source is not None:
                 self.trace(source, ticks)
-                self.attempt(source.settle)
+                self.attempt(lambda: source.settle(last=True))
                 losses.extend(source.losses())
             self.going = True
             self.run_all(self.named("trace_end"))

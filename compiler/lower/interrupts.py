@@ -45,6 +45,9 @@ WITHOUT_INTERRUPTS: FrozenSet[str] = frozenset(
 )
 """Events that fire with interrupts off (under a run-queue lock or a task's pi_lock)."""
 
+SINGLE: Tuple[str, ...] = ("perf:", "profile-", "sdt:")
+"""What events begin with that never come several at once while interrupts are off (nor do those of a user function)."""
+
 EVENTS_OF_THREAD: FrozenSet[str] = frozenset({"tid", "cpu"})
 """Event variables that name the running thread or its processor."""
 
@@ -58,3 +61,14 @@ def can_nest(events: Iterable[str]) -> bool:
     """Whether one of the events can fire while a handler of another one runs on the same processor."""
     found = frozenset(events)
     return len(found) > 1 and not all(of_task(event) for event in found) and not found <= WITHOUT_INTERRUPTS
+
+
+def comes_in_bursts(event: str) -> bool:
+    """Whether an event can fire again and again while interrupts are off.
+
+    The kernel gets the memory for entries of maps that are not allocated beforehand in an interrupt that it sends
+    itself (kernel/bpf/memalloc.c): what comes in bursts soon finds none.
+    """
+    if event.startswith(SINGLE) or (event.startswith("probe:") and event.count(":") > 1):
+        return False
+    return event == "sched:sched_switch" or not of_task(event)

@@ -23,7 +23,7 @@ from compiler.lower.flat import (
 )
 from compiler.lower.flatten import flatten
 from compiler.lower.infer import VALUE_KINDS, Access, EventType, Facts, TableFacts, Typing, infer
-from compiler.lower.interrupts import EVENTS_OF_THREAD, SERIALIZED_BY_RUN_QUEUE, can_nest
+from compiler.lower.interrupts import EVENTS_OF_THREAD, SERIALIZED_BY_RUN_QUEUE, can_nest, comes_in_bursts
 from compiler.lower.layouts import MOST_KEY_BYTES, MOST_PERCPU_BYTES, key_bytes
 from compiler.lower.reach import Reach
 from compiler.lower.snapshot import Closure, Snapshot
@@ -60,6 +60,8 @@ class TableHome(NamedTuple):
     """Whether an event that writes it can fire in the middle of another that does."""
     reused: bool = False
     """Whether handlers remove entries that a program may keep, marked as removed, for the next under the same key."""
+    bursts: bool = False
+    """Whether an event that writes it can fire many times before the kernel gets memory for new entries."""
 
 
 class VariableHome(NamedTuple):
@@ -207,6 +209,7 @@ def _table_home(facts: TableFacts, group: Group, name_of: Callable[[Table], str]
     writers = [n for n, accesses in uses.items() if any(_writes(a) for a in accesses)]
     by_vm = group.reach.table(facts.table)
     nested = can_nest(group.events(writers))
+    bursts = any(comes_in_bursts(event) for event in group.events(writers))
     if not writers and by_vm.written:
         _refuse(uses, f"reads `{name}`, which a handler in the VM changes while events fire")
     if writers and by_vm.shared_by_handler is not None:
@@ -215,9 +218,9 @@ def _table_home(facts: TableFacts, group: Group, name_of: Callable[[Table], str]
     if not writers:
         return TableHome(facts.table, name, CONSTANT, facts, False)
     if ops <= {"ADDINDEX", "SUBINDEX"} and facts.adds_nil is None:
-        return TableHome(facts.table, name, SUM, facts, nested)
+        return TableHome(facts.table, name, SUM, facts, nested, bursts=bursts)
     if ops == {"SAMPLE"}:
-        return TableHome(facts.table, name, AGGREGATION, facts, nested)
+        return TableHome(facts.table, name, AGGREGATION, facts, nested, bursts=bursts)
     try:
         if by_vm.written:
             _refuse(uses, f"a tick changes `{name}`, which handlers also read", "let the handlers alone change it")
@@ -229,7 +232,7 @@ def _table_home(facts: TableFacts, group: Group, name_of: Callable[[Table], str]
         raise Refused(number, NotLowered(span, "adds what may be nil, which removes the entry", TEST_FIRST)) from None
     removes = any(_removes(access) for accesses in uses.values() for access in accesses)
     plain = not facts.value.without("nil").is_bytes
-    return TableHome(facts.table, name, KEYED, facts, nested, removes and plain and not nested)
+    return TableHome(facts.table, name, KEYED, facts, nested, removes and plain and not nested, bursts)
 
 
 def _removes(access: Access) -> bool:

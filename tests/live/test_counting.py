@@ -7,6 +7,10 @@ import sys
 import pytest
 from tracing import TRANSPORTS, WAYS, python, trace
 
+from compiler.lower import partition
+from ktap.live import UNMADE
+from vm.limits import Limits
+
 pytestmark = pytest.mark.live
 
 COUNT = """
@@ -121,6 +125,39 @@ def test_a_glob_of_all_system_calls() -> None:
     trace_end { print(n["sys_enter_getppid"], n["sys_exit_getppid"], n["sys_enter_execve"]) }
     """
     assert trace(script, python("import os\nfor _ in range(77): os.getppid()")).lines == ["77\t77\t1"]
+
+
+KEYS_IN_BURSTS = """
+n = 0
+trace sched:*, timer:*, irq:* { n += 1 s[probename, execname, pid] += 1 t[probename, cpu, tid] <<< 1 }
+trace_end {
+    var sum_of_s = 0
+    var sum_of_t = 0
+    for (a, b, c, v in pairs(s)) { sum_of_s += v }
+    for (a, b, c, v in pairs(t)) { sum_of_t += count(v) }
+    print(n, sum_of_s, sum_of_t)
+}
+"""
+
+
+def test_keys_that_come_while_interrupts_are_off() -> None:
+    """Many new ones at once, for which the kernel then gets no memory."""
+    traced = trace(KEYS_IN_BURSTS, everyone=True, duration_s=1, tier="kernel")
+    events, *sums = map(int, traced.lines[0].split())
+    assert events > 0
+    assert sums == [events, events]
+    assert {loss.what for loss in traced.losses} <= {"fired while the same program ran"}
+
+
+def test_entries_without_memory_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "comes_in_bursts", lambda event: False)
+    script = "n = 0 trace timer:* { n += 1 s[nsecs, cpu] += 1 } trace_end { var sum = 0 "
+    script += "for (a, b, v in pairs(s)) { sum += v } print(n, sum) }"
+    traced = trace(script, everyone=True, duration_s=0.5, tier="kernel", limits=Limits(table_entries=100_000))
+    events, kept = map(int, traced.lines[0].split())
+    lost = [loss for loss in traced.losses if loss.what != "fired while the same program ran"]
+    assert {(loss.what, loss.where) for loss in lost} <= {(UNMADE, "s")}
+    assert kept + sum(loss.events for loss in lost) == events
 
 
 @pytest.mark.skipif(sys.maxsize < 2**32, reason="needs a 64-bit Python")

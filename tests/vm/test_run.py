@@ -47,7 +47,7 @@ class Recorded:
         records, self.time_ns = self.batches.pop(0)
         return Batch(records, self.time_ns, not self.batches)
 
-    def settle(self) -> None:
+    def settle(self, last: bool = False) -> None:
         self.settled.append(self.time_ns)
 
     def losses(self) -> Sequence[Loss]:
