@@ -375,7 +375,7 @@ class PerfSource:
         if flags & CLONE_PARENT and self._tasks.process(pid) == pid:
             self._tasks.made_beside(pid, sample.pid)
 
-    def settle(self) -> None:
+    def settle(self, last: bool = False) -> None:
         """See vm.event.Source.settle: nothing is counted elsewhere."""
         if self._helpers.spaces is not None:
             self._helpers.spaces.update()
