@@ -138,6 +138,8 @@ class Case(NamedTuple):
     """What handlers read of the process that is probed, which may have to be brought into RAM first."""
     waits: bool = False
     """The program waits for that (see ktap.waiting)."""
+    of_ktap: bool = False
+    """The record is made when ktap itself runs, too."""
     late_filters: bool = False
     """So are filters that could not be decided; until then the record is tentative, the highest bit of its point."""
 
@@ -233,7 +235,7 @@ def capture_ir(spec: Spec) -> str:
         entry = _wanted(w, spec, number)
     pair = w.call("get_current_pid_tgid")
     process = w.value(f"lshr i64 {pair}, 32")
-    if spec.context != PROFILE:
+    if spec.context != PROFILE and not spec.cases[0].of_ktap:
         w.only_if(w.value(f"icmp ne i64 {process}, {w.number('own_process')}"))
     cpu = w.call("get_smp_processor_id")
     if spec.cpu is not None:

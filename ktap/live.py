@@ -5,8 +5,8 @@
     batch = source.poll(timeout_ns)     # records in order of time
     source.close()
 
-ktap's own process is left out (but for `profile-N`): what it does to read and print events would make
-more of them without end.
+ktap's own process is left out (but for `profile-N`, and for events that tell of others, see ktap.bystanders):
+what it does to read and print events would make more of them without end.
 """
 
 from __future__ import annotations

@@ -142,12 +142,13 @@ def _tracepoint(number: int, event: Captured, tools: Tools) -> Stream:
     sample = RAW | samples_of(event.kind.layout)
     frames, flags = chain_of([event]) if sample & CALLCHAIN else (0, 0)
     attribute = Attribute(TRACEPOINT_TYPE, event_format.id, 1, sample, flags, frames=frames)
-    chosen = both(_own_filter(event, event_format), tools.narrowing)
+    chosen = both(_own_filter(event, event_format), "" if event.case.of_ktap else tools.narrowing)
     return Stream(
         wanted.label,
         attribute,
         lambda sample: maker,
         chosen or None,
+        leaves_out_ktap=not event.case.of_ktap,
         event_id=event_format.id,
     )
 

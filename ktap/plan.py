@@ -10,12 +10,14 @@ from math import inf
 from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ktap import demand
+from ktap.bystanders import tells_of_others
 from ktap.capture import (
     COUNTER,
     PROFILE,
     RAW,
     SYSCALL_ENTER,
     SYSCALL_EXIT,
+    TRACEPOINT,
     USER_CONTEXTS,
     USER_ENTRY,
     Body,
@@ -207,6 +209,7 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
         late_filters=late_filters,
         recipe=wanted.recipe,
         touches=touches(wanted, placed),
+        of_ktap=wanted.context in (RAW, TRACEPOINT) and tells_of_others(wanted.label),
     )
     kind = Kind(
         wanted.name,

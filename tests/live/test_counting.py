@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 import pytest
 from tracing import TRANSPORTS, WAYS, python, trace
@@ -158,6 +159,20 @@ def test_entries_without_memory_are_counted(monkeypatch: pytest.MonkeyPatch) -> 
     lost = [loss for loss in traced.losses if loss.what != "fired while the same program ran"]
     assert {(loss.what, loss.where) for loss in lost} <= {(UNMADE, "s")}
     assert kept + sum(loss.events for loss in lost) == events
+
+
+@pytest.mark.parametrize("tier", ["vm", "kernel"])
+def test_switches_from_the_tracer_itself(tier: str) -> None:
+    """Without them a task would not be seen to run that takes over from the tracer."""
+    script = f"""
+    begun = 0 ended = 0
+    trace sched:sched_switch /next_pid == {threading.get_native_id()}/ {{ begun += 1 }}
+    trace sched:sched_switch /prev_pid == {threading.get_native_id()}/ {{ ended += 1 }}
+    trace_end {{ print(begun, ended) }}
+    """
+    begun, ended = map(int, trace(script, everyone=True, duration_s=0.5, tier=tier).lines[0].split())
+    assert min(begun, ended) > 10
+    assert 0.5 <= begun / ended <= 2, "a kernel may hide what its supervisor's tasks do"
 
 
 @pytest.mark.skipif(sys.maxsize < 2**32, reason="needs a 64-bit Python")
