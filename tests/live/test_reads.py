@@ -166,7 +166,7 @@ def test_profile_samples_every_processor() -> None:
     lines = trace(script, python(SPIN), everyone=True, duration_s=1.0).lines
     counts = dict(tuple(map(int, line.split("\t"))) for line in lines)
     assert list(counts) == list(kernel.online_cpus())
-    assert all(150 <= count <= 205 for count in counts.values()), counts
+    assert all(150 <= count <= 300 for count in counts.values()), counts
 
 
 def test_a_profile_sees_the_task_that_was_interrupted() -> None:
