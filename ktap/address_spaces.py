@@ -105,8 +105,7 @@ class AddressSpaces:
         self._ended: OrderedDict[int, None] = OrderedDict()
         self._side_band: Optional[SideBand] = None
         self._everyone = True
-        self.lost = 0
-        """What the kernel told when there was no room for it."""
+        self._lost = 0
 
     # -- being told ---------------------------------------------------------------------------
 
@@ -129,12 +128,17 @@ class AddressSpaces:
         """Take in what the kernel has told."""
         if self._side_band is not None:
             self.take(self._side_band.drain())
-            self.lost = self._side_band.lost
+
+    @property
+    def lost(self) -> int:
+        """What the kernel told when there was no room for it."""
+        return self._lost if self._side_band is None else self._side_band.lost()
 
     def stop(self) -> None:
         """Be told no more. Safe to call twice."""
         if self._side_band is not None:
             self.update()
+            self._lost = self._side_band.lost()
             self._side_band.close()
             self._side_band = None
 

@@ -304,13 +304,15 @@ class Counter(NamedTuple):
     """Of a PMU that has more to say than `config` does."""
     clock: int = 0
     """What records are stamped with, where FLAG_CLOCK says that it is to be chosen."""
+    read_format: int = 0
 
     @property
     def attribute(self) -> bytes:
         """The perf_event_attr."""
-        head = (self.type, ATTRIBUTE_BYTES, self.config, self.period, self.sample_type, 0, self.flags, self.wakeup)
+        head = (self.type, ATTRIBUTE_BYTES, self.config, self.period, self.sample_type)
+        flags = (self.read_format, self.flags, self.wakeup)
         tail = (self.breakpoint, self.config1, self.config2, self.clock)
-        packed = struct.pack("=IIQQQQQIIQQ20xI", *head, *tail)
+        packed = struct.pack("=IIQQQQQIIQQ20xI", *head, *flags, *tail)
         return packed.ljust(ATTRIBUTE_BYTES, b"\0")
 
 

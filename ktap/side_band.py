@@ -7,6 +7,7 @@ asks. Source: linux/perf_event.h (PERF_RECORD_MMAP2, COMM, FORK, EXIT, LOST; `st
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from struct import Struct
@@ -14,6 +15,7 @@ from time import monotonic_ns
 from typing import List, Tuple, Union
 
 from ktap import kernel
+from ktap.perf_event import FORMAT_LOST, lost_samples
 from vm.named_tuple import NamedTuple
 
 DUMMY = 9
@@ -22,6 +24,7 @@ FLAG_MMAP, FLAG_COMM, FLAG_TASK, FLAG_SAMPLE_ID, FLAG_MMAP2 = 1 << 8, 1 << 9, 1 
 FLAG_COMM_EXEC, FLAG_CLOCK, FLAG_BUILD_ID = 1 << 24, 1 << 25, 1 << 34
 FLAGS = FLAG_MMAP | FLAG_COMM | FLAG_TASK | FLAG_SAMPLE_ID | FLAG_MMAP2 | FLAG_COMM_EXEC | FLAG_CLOCK
 MONOTONIC = 1
+WHAT = "events of processes"
 LOST, COMM, EXIT, FORK, MMAP2 = 2, 3, 4, 7, 10
 """Types of records."""
 MISC_COMM_EXEC, MISC_BUILD_ID = 1 << 13, 1 << 14
@@ -101,8 +104,8 @@ class SideBand:
     """The records of all processors. Raises OSError where the kernel lets nobody have them."""
 
     def __init__(self) -> None:
-        self.lost = 0
-        """Records that found no room."""
+        self._told_lost = 0
+        """What the rings say of records that found no room, which they can only behind others that find some."""
         self._rings: List[Ring] = []
         self._later: List[Change] = []
         try:
@@ -137,8 +140,13 @@ class SideBand:
         data = bytes(ring.data[start : start + length])
         data += bytes(ring.data[: length - len(data)])
         changes, lost = decoded(data)
-        self.lost += lost
+        self._told_lost += lost
         return changes
+
+    def lost(self) -> int:
+        """How many records found no room."""
+        counts = [lost_samples(ring.event) for ring in self._rings]
+        return self._told_lost if None in counts else sum(filter(None, counts))
 
     def close(self) -> None:
         """Give the rings back. Safe to call twice."""
@@ -152,11 +160,15 @@ class SideBand:
 
 def open_ring(cpu: int) -> Ring:
     """The records of one processor, with build ids where the kernel has them (Linux 5.12). Raises OSError."""
-    counter = kernel.Counter(kernel.TYPE_SOFTWARE, DUMMY, 1, kernel.SAMPLE_TIME, FLAGS | FLAG_BUILD_ID, clock=MONOTONIC)
-    try:
-        event = kernel.open_perf_event(counter, cpu, what="events of processes")
-    except OSError:
-        event = kernel.open_perf_event(counter._replace(flags=FLAGS), cpu, what="events of processes")
+    counter = kernel.Counter(kernel.TYPE_SOFTWARE, DUMMY, 1, kernel.SAMPLE_TIME, clock=MONOTONIC)
+    event = -1
+    for flags, read_format in ((FLAGS | FLAG_BUILD_ID, FORMAT_LOST), (FLAGS | FLAG_BUILD_ID, 0), (FLAGS, 0)):
+        try:
+            event = kernel.open_perf_event(counter._replace(flags=flags, read_format=read_format), cpu, what=WHAT)
+            break
+        except OSError as error:
+            if error.errno != errno.EINVAL or flags == FLAGS:
+                raise
     try:
         pages = mmap.mmap(event, mmap.PAGESIZE + RING_BYTES)
     except OSError:
