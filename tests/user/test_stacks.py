@@ -247,7 +247,7 @@ def test_functions_of_a_program_that_node_runs(tmp_path: Path, tier: str) -> Non
     trace syscalls:sys_enter_exit_group { if (execname == "node") { print(pid) } }
     trace_end { print_folded(s) }
     """
-    ended, *lines = run(script, "node", "--perf-basic-prof", program, tier=tier).lines
+    ended, *lines = run(script, "sh", "-c", f"cd {tmp_path} && exec node --perf-basic-prof {program}", tier=tier).lines
     Path(f"/tmp/perf-{ended}.map").unlink()
     busiest = max(lines, key=lambda line: int(line.rpartition(" ")[2]))
     assert re.search(rf";v8::Function::Call\(.*;JS:\*hot {program}\S* \d+$", busiest)
