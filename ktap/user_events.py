@@ -10,11 +10,22 @@ from ktap.fetch import Argument, Context, call_arguments, instruction, instructi
 from ktap.fetched import FUNCTION, Record, address_argument, record_of, return_arguments
 from ktap.markers import find_markers, marker_arguments
 from ktap.registers import MACHINES, Machine
-from ktap.user_functions import MARKERS, Found, NoEvent, Spot, Written, find_functions, open_target, take_apart
+from ktap.user_functions import (
+    MARKERS,
+    WORD_BYTES,
+    Found,
+    NoEvent,
+    Spot,
+    Written,
+    find_functions,
+    open_target,
+    take_apart,
+)
 from vm.named_tuple import NamedTuple
 
 REGISTER_ARGUMENTS = 6
 MOST_ARGUMENTS = 9
+ARGUMENTS = frozenset(f"arg{number}" for number in range(1, MOST_ARGUMENTS + 1))
 """`arg9` is the last that scripts can name."""
 
 
@@ -49,6 +60,7 @@ def find_events(text: str, settings: Settings, names: Collection[str]) -> List[U
         return _marker_events(text, written, machine, settings, names)
     found = find_functions(written, settings.unsafe)
     _check_count(text, len(found), "functions", settings)
+    _check_arguments(written, names)
     shared = _record(written, machine, None, names) if "@+" not in written.fetch else None
     labels: dict[str, int] = {}
     events = []
@@ -60,6 +72,14 @@ def find_events(text: str, settings: Settings, names: Collection[str]) -> List[U
             label += f" ({one.spot.offset:#x})"
         events.append(_event(written, one, label, record))
     return events
+
+
+def _check_arguments(written: Written, names: Collection[str]) -> None:
+    """Raises NoEvent for arguments of 32-bit programs, which are not where those of others are."""
+    read = sorted(name for name in names if name in ARGUMENTS or name.startswith("args.arg"))
+    if not written.fetch and not written.returns and read and open_target(written.target).word_bytes != WORD_BYTES:
+        hint = "fetch them from the stack, as kprobe_events does: first=+4(%sp):u32"
+        raise NoEvent(f"`{read[0]}` of a 32-bit program is not known: its calls have other rules", hint)
 
 
 def _check_count(text: str, count: int, what: str, settings: Settings) -> None:

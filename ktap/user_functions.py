@@ -24,6 +24,7 @@ RETURN = "%return"
 FETCH_BEHIND_NAME = re.compile(r"\s+(?=(\w+=)?[%$@+\\-])")
 PLACE = re.compile(r"(0[xX][0-9a-fA-F]+|\d+)$")
 BEHIND = re.compile(r"(.+)\+(0[xX][0-9a-fA-F]+|\d+)$")
+WORD_BYTES = 8
 PARTS = (".cold", ".part.")
 """What the compiler adds to the names of pieces of a function, which are entered by jumps and return for it."""
 
@@ -39,7 +40,7 @@ class Spot(NamedTuple):
     semaphore: int = 0
     """Where the file has the counter that says that somebody traces the marker, 0 for none."""
     starts: bool = False
-    """It is a function's first instruction."""
+    """It is a function's first instruction, at which its caller is where the architecture has it."""
 
 
 class Found(NamedTuple):
@@ -178,7 +179,7 @@ def _found(binary: Binary, written: Written, unsafe: bool) -> List[Found]:
 
 
 def _spot(binary: Binary, function: Function) -> Spot:
-    return Spot(binary.path, function.offset, function.address, starts=True)
+    return Spot(binary.path, function.offset, function.address, starts=binary.word_bytes == WORD_BYTES)
 
 
 def _named(binary: Binary, symbol: str) -> List[Found]:

@@ -410,6 +410,35 @@ def test_returns_through_which_exceptions_may_pass(tmp_path: Path) -> None:
     assert find_functions(take_apart(f"probe:{program}:passed%return"), unsafe=True)
 
 
+def test_functions_of_32_bit_programs(tmp_path: Path) -> None:
+    """Their calls are seen; their arguments are where the script says, for the rules of their calls are others."""
+    if os.uname().machine != "x86_64" or shutil.which("ld") is None:
+        pytest.skip("no linker for programs of 32 bits")
+    text = """
+    .globl _start, work
+    .type _start, @function
+    .type work, @function
+    _start: push $42
+        call work
+        mov $1, %eax
+        xor %ebx, %ebx
+        int $0x80
+    .size _start, .-_start
+    work: nop
+        ret
+    .size work, .-work
+    """
+    subprocess.run(["as", "--32", "-o", str(tmp_path / "o"), "-"], input=text, text=True, check=True)
+    program = tmp_path / "program"
+    subprocess.run(["ld", "-m", "elf_i386", "-o", str(program), str(tmp_path / "o")], check=True)
+    assert "of a 32-bit program is not known" in message(f"trace probe:{program}:work {{ print(arg1) }}")
+    assert "+4(%sp):u32" in message(f"trace probe:{program}:work {{ print(args.arg2) }}")
+    if subprocess.run([str(program)], check=False).returncode:
+        pytest.skip("the kernel runs no programs of 32 bits")
+    script = f"trace probe:{program}:work first=+4(%sp):u32 {{ print(probename, args.first, stringof(ustack(1))) }}"
+    assert run(script, program).lines == ["work\t42\twork+0x0 [program]"]
+
+
 def test_returns_in_go(tmp_path: Path) -> None:
     """Told by a section that all its programs have."""
     text = 'int f(int n) { return n; } int main() { return f(0); } const char table[8] __attribute__((section(".gopclntab"))) = "go";'
