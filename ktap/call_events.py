@@ -71,6 +71,8 @@ class Where(NamedTuple):
     types: Callable[[], Optional[Btf]]
     machine: str
     most_probes: int
+    unsafe: bool = False
+    """What might hang the machine may be probed, too."""
 
 
 class Written(NamedTuple):
@@ -156,8 +158,12 @@ def _places(written: Written, where: Where) -> List[Tuple[str, int]]:
         if near and near[0].startswith(written.name + "."):
             hint = f"the compiler has made {' and '.join(f'`probe:{name}`' for name in near)} of it"
         raise NoCall(f"the kernel has no function `{written.name}` (or it is inlined wherever it is called)", hint)
-    if functions.is_refused(written.name):
-        raise NoCall(f"`{written.name}` must not be probed: the kernel runs it for every probe, or where none can be")
+    why = functions.why_refused(written.name, where.unsafe)
+    if why is None and functions.is_forbidden(addresses[0]):
+        why = "it is code that the kernel runs where it can serve none"
+    if why is not None:
+        hint = None if where.unsafe or functions.why_refused(written.name, True) else "--unsafe probes it all the same"
+        raise NoCall(f"`{written.name}` must not be probed: {why}", hint)
     if not addresses[0]:
         raise NoCall("the addresses of the kernel's functions are hidden", "run as root; see kernel.kptr_restrict", 3)
     return [(written.name, addresses[0])]

@@ -34,8 +34,47 @@ NEVER = frozenset(
     }
 )
 """What the kernel runs for every probe itself: probes there are missed at best."""
-NEVER_GLOBS = ("bpf_*", "__bpf_*", "*perf_callchain*", "*ring_buffer*", "rethook_*", "fprobe_*", "arch_rethook_*")
-"""The same by glob: a glob of a script leaves them out, a name that is written in full does not."""
+LOCKS = re.compile(
+    r"_*(do_)?raw_(spin|read|write)_.*|(native_|pv_)?queued_(spin|read|write)_.*|lock_(acquire|release)(d|s)?|rqspin.*"
+)
+"""Locks that programs of probes take, too: to send an event, to change an entry of a map. A probe on the release of one
+that a program holds would wait for it for ever, and the machine with it."""
+PATCHING = re.compile(
+    r"(smp_|__)?text_poke.*|poke_int3_handler|ftrace_(replace_code|arch_code_modify.*|bug|int3_handler)|arch_ftrace_.*"
+)
+"""What changes code while probes are set."""
+NEVER_GLOBS = (
+    *("bpf_*", "__bpf_*", "*htab_*", "array_map_*", "percpu_array_*", "stack_map_*", "*ringbuf_*", "__cgroup_bpf_*"),
+    *("*perf_callchain*", "*perf_event_output*", "perf_output_*", "perf_swevent_*", "perf_trace_*", "perf_tp_*"),
+    *("*ring_buffer*", "trace_event_buffer_*", "trace_clock_*", "*kprobe*", "*kretprobe*", "*uprobe*"),
+    *("rethook_*", "fprobe_*", "arch_rethook_*", "ftrace_*", "__ftrace_*", "function_trace_*"),
+    *(
+        "copy_from_kernel_nofault*",
+        "copy_from_user_nofault*",
+        "strncpy_from_*_nofault*",
+        "sched_clock*",
+        "local_clock*",
+    ),
+)
+"""What the kernel runs for some probes: a glob of a script leaves them out, a name that is written in full does not."""
+OWN_WORDS = (
+    "bpf",
+    "perf",
+    "ring",
+    "rethook",
+    "fprobe",
+    "ftrace",
+    "kprobe",
+    "kretprobe",
+    "uprobe",
+    "htab",
+    "copy",
+    "strncpy",
+)
+"""A glob that begins so means them."""
+NO_PROBES = ("__noinstr_text", "__entry_text", "__kprobes_text")
+"""Code where no probe may be, between the symbols `_start` and `_end`: where debugfs is not mounted to tell each function."""
+BOUNDS = re.compile(rb"^([0-9a-f]+) \S ((?:%s)_(?:start|end))$" % "|".join(NO_PROBES).encode(), re.M)
 MOST_NEAR = 3
 MOST_PREFIX_BYTES = 16
 """Between a function's beginning and the place that the function tracer uses."""
@@ -71,6 +110,7 @@ class KernelFunctions:
     def __init__(self) -> None:
         self._text: Optional[bytes] = None
         self._blacklist: Optional[FrozenSet[str]] = None
+        self._ranges: Optional[Sequence[Tuple[int, int]]] = None
         self._traced: Optional[Traced] = None
 
     def can_be_probed(self) -> bool:
@@ -102,8 +142,9 @@ class KernelFunctions:
         """
         match = re.compile(translate(pattern)).match
         never = re.compile("|".join(translate(glob) for glob in NEVER_GLOBS)).match
-        if pattern.lstrip("_").startswith(("bpf", "perf", "ring", "rethook", "fprobe")):
+        if pattern.lstrip("_").startswith(OWN_WORDS):
             never = re.compile(r"(?!)").match
+        forbidden = self._forbidden()
         found: Dict[str, List[int]] = {}
         met: Set[int] = set()
         for line in re.finditer(rb"^([0-9a-f]+) [tTwW] ([^\s.]+)(?=\s|$)", self._kallsyms(), re.M):
@@ -111,7 +152,9 @@ class KernelFunctions:
             if match(name) is None or never(name) is not None or self.is_refused(name):
                 continue
             address = int(line[1], 16)
-            if address not in met:  # of several names of one function the first
+            if address not in met and not any(
+                start <= address < end for start, end in forbidden
+            ):  # of several names of one function the first
                 met.add(address)
                 found.setdefault(name, []).append(address)
         traced = self._all_traced()
@@ -119,10 +162,38 @@ class KernelFunctions:
 
     def is_refused(self, name: str) -> bool:
         """Whether a function must not be probed."""
+        return self.why_refused(name) is not None
+
+    def why_refused(self, name: str, unsafe: bool = False) -> Optional[str]:
+        """Why a function must not be probed; None where it may be, or where the user takes the risk (`unsafe`)."""
+        if name in self._refused_by_kernel():
+            return "the kernel refuses probes there, since it runs it to serve them"
+        if unsafe:
+            return None
+        if name in NEVER:
+            return "the kernel runs it for every probe"
+        if LOCKS.fullmatch(name):
+            return "probes take such locks themselves, so that the machine could hang"
+        return "it changes code while probes are set" if PATCHING.fullmatch(name) else None
+
+    def is_forbidden(self, address: int) -> bool:
+        """Whether a function begins where no probe may be."""
+        return any(start <= address < end for start, end in self._forbidden())
+
+    def _forbidden(self) -> Sequence[Tuple[int, int]]:
+        if self._ranges is None:
+            self._ranges = []
+            if not self._refused_by_kernel():
+                places = {match[2].decode(): int(match[1], 16) for match in BOUNDS.finditer(self._kallsyms())}
+                bounds = [(places.get(f"{name}_start", 0), places.get(f"{name}_end", 0)) for name in NO_PROBES]
+                self._ranges = [(start, end) for start, end in bounds if start]
+        return self._ranges
+
+    def _refused_by_kernel(self) -> FrozenSet[str]:
         if self._blacklist is None:
             lines = _read(BLACKLIST).decode().split("\n")
-            self._blacklist = frozenset(line.partition("\t")[2] for line in lines)
-        return name in NEVER or name in self._blacklist
+            self._blacklist = frozenset(line.partition("\t")[2] for line in lines if line)
+        return self._blacklist
 
     def near(self, name: str) -> Tuple[str, ...]:
         """Functions whose names are like a word: copies of it that the compiler made, else what it may be a slip for."""

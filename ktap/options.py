@@ -178,7 +178,12 @@ FLAGS: tuple[Flag, ...] = (
     Flag(("--tier",), "TIER", "tier", "where handlers run: vm, kernel or auto", RUNS, one_of(TIERS)),
     Flag(("--buffer-bytes",), "SIZE", "buffer_bytes", "size of each processor's buffer", MADE, read_size),
     Flag(("--fail-on-loss",), "", "fail_on_loss", "exit status 4 when anything was lost"),
-    Flag(("--unsafe",), "", "unsafe", "let the script call system() and signal(), and probe any place in a program"),
+    Flag(
+        ("--unsafe",),
+        "",
+        "unsafe",
+        "let the script call system() and signal(); probe any place in a program, and the kernel's locks",
+    ),
     Flag(("--stage",), "STAGE", "stage", f"what dump prints: {', '.join(STAGES)}", ("dump",), one_of(STAGES)),
     Flag(("--strip",), "", "strip", "leave the script's text out of the compiled file", ("compile",)),
     Flag(("-V", "--version"), "", "", "print the version and end", ("version",), action="version"),

@@ -275,7 +275,7 @@ class Resolver:
         from ktap.fetch import FetchError
 
         kernel = self._kernel
-        where = Where(kernel.functions, kernel.types, kernel.machine, kernel.most_probes)
+        where = Where(kernel.functions, kernel.types, kernel.machine, kernel.most_probes, kernel.unsafe)
         try:
             found = find_calls(text, probe.filter, wanted, where)
         except NoCall as error:

@@ -274,7 +274,8 @@ def test_the_function_tracers_spelling() -> None:
     [
         ("probe:vfs_raed", "the kernel has no function `vfs_raed`"),
         ("probe:__rcu_read_lock", "must not be probed"),
-        ("probe:exc_int3", "must not be probed"),
+        ("probe:exc_int3", "must not be probed: the kernel refuses probes there"),
+        ("probe:_raw_spin_unlock_irqrestore", "the machine could hang; --unsafe"),
         ("probe:vfs_read x=%zz", "no register `%zz`"),
         ("probe:*", "--max-probes"),
     ],
@@ -283,7 +284,7 @@ def test_what_cannot_be_probed(event: str, message: str) -> None:
     with pytest.raises(Refusal) as caught:
         trace(f"trace {event} {{ }}", duration_s=0.1)
     (diagnostic,) = caught.value.diagnostics
-    assert message in f"{diagnostic.message} {diagnostic.hint}"
+    assert message in f"{diagnostic.message}; {diagnostic.hint}"
 
 
 @pytest.mark.skipif(not links.has_multi(), reason="without links of many functions each costs a perf event")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from tracing import trace
 
-from ktap.functions import kernel_functions, near_tracepoints
+from ktap.functions import KernelFunctions, kernel_functions, near_tracepoints
 from vm.diagnostic import Refusal
 
 pytestmark = [
@@ -54,6 +54,9 @@ def test_events_that_cannot_be(event: str, message: str) -> None:
 
 def test_tracepoints_that_share_words_come_near() -> None:
     assert near_tracepoints("vfs_read")[0] == "syscalls:sys_enter_read"
+    assert all(near.startswith("syscalls:sys_enter_read") for near in near_tracepoints("vfs_read"))
+    assert near_tracepoints("tcp_connect") == ("syscalls:sys_enter_connect", "tcp:*")
+    assert near_tracepoints("kmalloc") == ("kmem:kmalloc",)
     assert near_tracepoints("tcp_sendmsg_locked")[0] == "tcp:tcp_sendmsg_locked"
     assert near_tracepoints("xyzzy") == ()
 
@@ -64,4 +67,33 @@ def test_names_are_found_and_slips_are_seen() -> None:
     assert address > 1 << 63
     assert functions.near("vfs_raed") == ("vfs_read",)
     assert functions.addresses(["vfs_raed"]) == {}
-    assert functions.is_refused("__rcu_read_lock")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("__rcu_read_lock", "for every probe"),
+        ("_raw_spin_unlock_irqrestore", "could hang"),
+        ("_raw_read_lock_bh", "could hang"),
+        ("native_queued_spin_lock_slowpath", "could hang"),
+        ("lock_acquire", "could hang"),
+        ("smp_text_poke_batch_finish", "changes code"),
+        ("vfs_read", None),
+        ("file_lock_init", None),
+        ("raw_recvmsg", None),
+        ("lock_sock_nested", None),
+    ],
+)
+def test_what_is_never_probed(name: str, why: str | None) -> None:
+    functions = KernelFunctions()
+    found = functions.why_refused(name)
+    assert found is None if why is None else why in str(found)
+    assert functions.why_refused(name, unsafe=True) is None
+
+
+def test_code_that_serves_probes_is_known_without_debugfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ktap.functions.BLACKLIST", "/nothing/there")
+    functions = KernelFunctions()
+    (address,) = functions.addresses(["exc_int3"])["exc_int3"]
+    assert functions.is_forbidden(address)
+    assert not functions.is_forbidden(functions.addresses(["vfs_read"])["vfs_read"][0])
