@@ -23,7 +23,7 @@ TESTS = (
     "tests/kernels/forms.py",
 )
 """What is run there."""
-TIMEOUT_S = 480
+TIMEOUT_S = 1200
 
 
 @pytest.mark.root
