@@ -43,9 +43,7 @@ class OwnGroup:
 
         Raises OSError that says what the kernel did not take.
         """
-        if self._guard is None:
-            sweep(self._root)
-            self._guard = watched(self._root, self.name)
+        self.guard()
         name = f"e{self._count}"
         self._count += 1
         path = os.path.join(self._root, file)
@@ -59,6 +57,12 @@ class OwnGroup:
                 raise OSError(error.errno, f"{error.strerror}{self._why()}", some[0].split(None, 1)[1]) from error
             done += len(some)
         return name
+
+    def guard(self) -> None:
+        """Have somebody watch over the group, and remove what others have left."""
+        if self._guard is None:
+            sweep(self._root)
+            self._guard = watched(self._root, self.name)
 
     def _why(self) -> str:
         """What the kernel says was wrong with the last definition."""

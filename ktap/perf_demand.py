@@ -6,15 +6,17 @@ that reads memory is refused at the place where it does.
 
 from __future__ import annotations
 
-from typing import Dict, List, Mapping, Optional, Sequence, Set
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set
 
 from ktap.calls import CALL_CONTEXTS
-from ktap.capture import COUNTER, RAW, USER_CONTEXTS
+from ktap.capture import COUNTER, RAW, SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT, USER_CONTEXTS
 from ktap.captured import IN_INTERRUPT
 from ktap.demand import USER, Demand, Read, inputs
+from ktap.event_format import EventFormat
 from ktap.kernel_filter import is_decided
 from ktap.perf_values import PARENT
 from ktap.plan import Captured, Wanted, reads_record
+from ktap.tracefs import TracepointName
 from vm.diagnostic import Diagnostic
 from vm.event import Probe
 from vm.named_tuple import NamedTuple
@@ -67,8 +69,16 @@ def with_parent(wanted: Wanted, demands: Mapping[int, Demand]) -> Wanted:
     return wanted._replace(demand=joined)
 
 
+class Here(NamedTuple):
+    """What this kernel can do."""
+
+    machine: str
+    format_of: Callable[[TracepointName], EventFormat]
+    event_probes: Callable[[], bool]
+
+
 def unfit(
-    program: Program, probes: Sequence[Probe], event: Captured, machine: str, places: Mapping[str, Span]
+    program: Program, probes: Sequence[Probe], event: Captured, here: Here, places: Mapping[str, Span]
 ) -> List[Diagnostic]:
     """What is wrong with one event."""
     wanted, name = event.wanted, program.source_name
@@ -88,18 +98,39 @@ def unfit(
     if wanted.context in (*USER_CONTEXTS, *CALL_CONTEXTS):
         from ktap.perf_probes import why_inexpressible
 
-        lacking = why_inexpressible(event, machine)
+        lacking = why_inexpressible(event, here.machine)
         if lacking is not None:
             problem(f"`{wanted.label}` reads {lacking}, which")
         return found
     for member in wanted.members:
         problem(f"`{member.path}`", places.get(member.path))
-    for read in event.kind.reads:
+    for read in event.kind.reads if not _fetched(event, here) else ():
         at = next((places[one] for one in inputs(read.address) if one in places), None)
-        problem(f"reading memory of the {'process' if read.space == USER else 'kernel'} at `{wanted.label}`", at)
+        what = f"reading memory of the {'process' if read.space == USER else 'kernel'} at `{wanted.label}`"
+        problem(what, at, _hint(event, here))
     if wanted.context == COUNTER and wanted.recipe is not None:
         unread = any(isinstance(part.what, Read) for part in wanted.recipe.parts)
         asked = wanted.demand.variables & {"argstr", "args.value", "arg2"}
         if unread and (asked or wanted.filters):
             problem(f"`{min(asked, default='args.value')}` of `{wanted.label}`", places.get(min(asked, default="")))
     return found
+
+
+def _fetched(event: Captured, here: Here) -> bool:
+    """Whether an event probe can fetch the memory that handlers read."""
+    if not event.case.reads or event.wanted.context not in (SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT):
+        return False
+    from ktap.perf_eprobes import why_unread
+
+    return why_unread(event, here.format_of) is None and here.event_probes()
+
+
+def _hint(event: Captured, here: Here) -> Optional[str]:
+    if event.wanted.context not in (SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT):
+        return None
+    from ktap.perf_eprobes import why_unread
+
+    lacking = why_unread(event, here.format_of)
+    if lacking is not None:
+        return f"an event probe cannot fetch {lacking}"
+    return "this kernel has no event probes, which could fetch it (CONFIG_EPROBE_EVENTS, Linux 5.15)"

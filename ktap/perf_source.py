@@ -24,8 +24,9 @@ from ktap.layout import Values
 from ktap.needs import Needs, needs, symbols_of
 from ktap.open_files import allow_files
 from ktap.own_group import OwnGroup
+from ktap.own_instance import OwnInstance
 from ktap.perf_buffer import LOST, LOST_COUNT, SAMPLE
-from ktap.perf_demand import check, unfit, with_parent
+from ktap.perf_demand import Here, check, unfit, with_parent
 from ktap.perf_event import (
     COMM_RECORDS,
     DUMMY,
@@ -51,7 +52,7 @@ from ktap.perf_values import PARENT, layout_of, seen_by, who_of
 from ktap.plan import Captured, Wanted, captured, probes_of
 from ktap.resolve import Kernel, Resolver
 from ktap.settings import UNNAMED, Helpers, Options, buffer_bytes, power_of_two, refusal
-from ktap.tasks import Change, Tasks, read_change
+from ktap.tasks import GONE, Change, Tasks, read_change
 from ktap.tracefs import TracepointName
 from vm.diagnostic import Refusal
 from vm.event import Action, Batch, Event, Loss, Probe
@@ -64,6 +65,8 @@ LONGEST_SLEEP_NS = 8_000_000
 DETACH_NS = 73_000_000
 """What closing the last perf event of a tracepoint takes."""
 SLOW_DETACH = 20
+MOST_NARROWED = 100
+"""Of more events in an instance none is given a filter, which takes its time for each."""
 NEW_TASK = TracepointName("task", "task_newtask")
 """Tells which new processes have their maker's parent."""
 CLONE_PARENT = 0x8000
@@ -122,6 +125,8 @@ class PerfSource:
         """What PERF_RECORD_LOST told, by processor."""
         self._warned: Set[str] = set()
         self._group: Optional[OwnGroup] = None
+        self._instance: Optional[OwnInstance] = None
+        self._has_event_probes: Optional[bool] = None
         self._skipped: List[Tuple[str, OSError]] = []
         """Places that the kernel does not take."""
         self._new_task: Optional[NewTask] = None
@@ -149,9 +154,10 @@ class PerfSource:
         for notice in (*resolver.notices, *checked.notices):
             self._say(notice)
         events = [self._captured(one) for one in found]
-        machine = self._kernel.machine
-        problems = [one for event in events for one in unfit(self._program, probes, event, machine, asked.places)]
+        here = Here(self._kernel.machine, self._format, self._event_probes)
+        problems = [one for event in events for one in unfit(self._program, probes, event, here, asked.places)]
         if problems:
+            self.close()
             raise Refusal(problems, self._program.source, 3)
         if events:
             try:
@@ -199,8 +205,10 @@ class PerfSource:
             self._helpers.spaces.watch(self._options.pids)
         self._open_rings(cpus)
         self._tasks.snapshot(time.monotonic_ns())
+        self._open_instance([stream for stream in wanted if stream.traced is not None], cpus)
         for stream in wanted:
-            self._open(stream)
+            if stream.traced is None:
+                self._open(stream)
         if self._skipped and not self._streams:
             raise self._skipped[0][1]
         if self._skipped:
@@ -214,6 +222,15 @@ class PerfSource:
         for opened in self._streams:
             for fd in opened.fds:
                 kernel.enable(fd)
+        if self._instance is not None:
+            self._instance.start()
+
+    def _event_probes(self) -> bool:
+        if self._has_event_probes is None:
+            from ktap.perf_eprobes import has_event_probes
+
+            self._has_event_probes = has_event_probes(self._own_group())
+        return self._has_event_probes
 
     def _own_group(self) -> OwnGroup:
         if self._group is None:
@@ -263,6 +280,26 @@ class PerfSource:
             share_ring(fd, ring.owner)
             kernel.enable(fd)
 
+    def _open_instance(self, wanted: Sequence[Stream], cpus: Sequence[int]) -> None:
+        """The instance for what perf does not sample, or lets go of slowly."""
+        if not wanted:
+            return
+        group = self._own_group()
+        group.guard()
+        size = power_of_two(self._options.buffer_bytes or buffer_bytes(len(cpus)))
+        instance = self._instance = OwnInstance(self._kernel.tracefs().root, group.name, cpus, size)
+        narrow = len(wanted) <= MOST_NARROWED
+        for stream in wanted:
+            assert stream.traced is not None
+            opened = Opened(stream, [], reader(RAW, 0))
+            try:
+                instance.enable(*stream.traced, stream.filter or "" if narrow else "")
+            except OSError as error:
+                self._skipped.append((stream.label, error))
+                continue
+            self._streams.append(opened)
+            self._opened[-stream.attribute.config] = opened
+
     def _open(self, stream: Stream) -> None:
         """A perf event on every processor, of all processes: one that is bound to a task and its children ends with
         the program of a setuid file, and before the task does (fs/exec.c, kernel/exit.c: perf_event_exit_task)."""
@@ -310,6 +347,13 @@ class PerfSource:
             self._take_changes(ring)
         for ring in self._rings:
             self._take_samples(ring)
+        if self._instance is not None:
+            opened = self._opened
+            held += [
+                Sample(one.time_ns, -one.type, GONE, GONE, one.cpu, 0, 0, 0, b"", one.data, 0, b"", None)
+                for one in self._instance.take()
+                if -one.type in opened
+            ]
         held.sort(key=TIME)
         end = len(held)
         while end and held[end - 1][0] > horizon_ns:
@@ -393,6 +437,9 @@ class PerfSource:
                 found.append(Loss(FULL, opened.stream.label, total))
         if not counted:
             found += [Loss(FULL, f"processor {cpu}", count) for cpu, count in sorted(self._lost_records.items())]
+        if self._instance is not None:
+            lost_by = [(cpu, lost) for cpu, lost in self._instance.losses() if lost]
+            found += [Loss(TRACE_FULL, f"processor {cpu}", count) for cpu, count in lost_by]
         self._look_for_programs()
         if found and self._options.pids:
             self._say("what was lost may be of other processes, too: without BPF they are told apart behind the buffer")
@@ -425,8 +472,11 @@ class PerfSource:
         for owner in self._owners:
             os.close(owner)
         self._streams, self._rings, self._task_rings, self._owners = [], [], [], []
+        if self._instance is not None:
+            self._instance.close()
+            self._instance = None
         if self._group is not None:
             self._group.close()
 
 
-FULL = "perf buffer full"
+FULL, TRACE_FULL = "perf buffer full", "tracefs buffer full"

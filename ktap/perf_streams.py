@@ -29,6 +29,9 @@ OF_32_BITS = 1
 """Of a process (Sample.abi): its calls have numbers of their own, and events of system calls pass them over."""
 FIRST_REGISTER = 1
 MOST_FRAMES = 127
+FEW_TRACEPOINTS = 8
+"""So many tracepoints are perf events, which the kernel lets go of one after the other, each in 73 ms."""
+TRACED = "read from an instance of tracefs"
 
 FormatOf = Callable[[TracepointName], EventFormat]
 
@@ -65,6 +68,10 @@ class Stream(NamedTuple):
     """For ktap explain."""
     keep: Tuple[object, ...] = ()
     """What its attribute points at."""
+    plain: Optional[TracepointName] = None
+    """The tracepoint, where its samples have nothing but its record."""
+    traced: Optional[TracepointName] = None
+    """It comes through a tracefs instance, by this name."""
     parts: Optional[Callable[[], List[Stream]]] = None
     """The same in smaller pieces, of which the kernel may refuse fewer."""
 
@@ -76,7 +83,11 @@ def streams(events: Sequence[Captured], tools: Tools) -> List[Stream]:
     places: List[Tuple[int, Captured]] = []
     for number, event in enumerate(events):
         context = event.wanted.context
-        if context in (SYSCALL_ENTER, SYSCALL_EXIT):
+        if event.case.reads and context in (SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT):
+            from ktap.perf_eprobes import eprobe_stream
+
+            found.append(eprobe_stream(number, event, tools))
+        elif context in (SYSCALL_ENTER, SYSCALL_EXIT):
             calls.setdefault(context, []).append((number, event))
         elif context in KINDS:
             found.append(KINDS[context](number, event, tools))
@@ -88,7 +99,15 @@ def streams(events: Sequence[Captured], tools: Tools) -> List[Stream]:
         from ktap.perf_probes import place_streams
 
         found += place_streams(places, tools)
-    return found
+    return _without_delay(found)
+
+
+def _without_delay(found: List[Stream]) -> List[Stream]:
+    """Many tracepoints come through an instance, which the kernel lets go of at once, where samples have the record only."""
+    slow = [one for one in found if one.event_id is not None and one.plain is not None]
+    if len(slow) <= FEW_TRACEPOINTS:
+        return found
+    return [one._replace(traced=one.plain, event_id=None, how=TRACED) if one in slow else one for one in found]
 
 
 def _system_calls(context: str, members: Sequence[Tuple[int, Captured]], tools: Tools) -> Stream:
@@ -150,6 +169,7 @@ def _tracepoint(number: int, event: Captured, tools: Tools) -> Stream:
         chosen or None,
         leaves_out_ktap=not event.case.of_ktap,
         event_id=event_format.id,
+        plain=TracepointName(group, name) if sample == RAW else None,
     )
 
 

@@ -21,6 +21,7 @@ TESTS = (
     "tests/live/test_filters.py::test_strings_behind_a_data_loc",
     "tests/kernels/functions.py",
     "tests/kernels/forms.py",
+    "tests/kernels/without_bpf.py",
 )
 """What is run there."""
 TIMEOUT_S = 1200

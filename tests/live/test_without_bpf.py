@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Sequence
+from typing import Iterator, Sequence
 
 import pytest
 from conftest import ROOT, Ktap
@@ -200,6 +201,47 @@ def test_what_takes_bpf_is_refused_at_its_place(script: str, message: str) -> No
     assert diagnostic.span is not None and diagnostic.span.line == 1
 
 
+MANY = "task:*, signal:*, sched:sched_process_*"
+"""So many tracepoints that they come through an instance."""
+
+
+def test_many_tracepoints_are_the_same() -> None:
+    script = f"""
+    trace {MANY} {{ n[probename, execname] += 1  if (nsecs < last) {{ back += 1 }} last = nsecs }}
+    trace sched:sched_process_exec /execname == "cat"/ {{ print(args.filename, argstr != "") }}
+    trace_end {{
+        for (k, v in pairs(n)) {{ total += v }}
+        print(n["sched_process_fork", "python"], n["sched_process_exec", "cat"], n["sched_process_exit", "python"],
+            n["task_newtask", "python"], n["signal_generate", "python"], back)
+    }}
+    """
+    script = "var last = 0  var back = 0  var total = 0" + script
+    with_bpf, without = both(script, python(TREE))
+    assert with_bpf.lines[-1].endswith("\t0")
+    assert without.lines == with_bpf.lines
+
+
+def test_an_instance_that_is_too_small_says_how_many_events_it_lost() -> None:
+    events = "timer:*, sched:sched_switch"
+    script = f"var n = 0 trace {events} {{ n += 1  for (i = 1, 2000) {{ }} }} trace_end {{ print(n > 0) }}"
+    code = "import time\nfor _ in range(3000): time.sleep(0.0001)"
+    traced = trace(script, python(code), backend="perf", buffer_bytes=4096, everyone=True)
+    assert traced.lines == ["true"]
+    assert {loss.what for loss in traced.losses} == {"tracefs buffer full"}
+    assert {loss.where for loss in traced.losses} <= {f"processor {cpu}" for cpu in os.sched_getaffinity(0)}
+
+
+def test_a_kernel_without_event_probes_is_named() -> None:
+    """Where it has them, tests/kernels/without_bpf.py shows what they fetch."""
+    script = "trace syscalls:sys_enter_openat { print(user_string(arg2)) exit() }"
+    try:
+        assert trace(script, ["/bin/cat", "/etc/hostname"], backend="perf").lines
+    except Refusal as refusal:
+        (diagnostic,) = refusal.diagnostics
+        assert "no event probes" in str(diagnostic.hint)
+        assert diagnostic.span is not None
+
+
 LOST = """
 var n = 0
 trace syscalls:sys_enter_getsid { n += 1  if (n == 1) { for (i = 1, 99999) { } } }
@@ -287,24 +329,30 @@ finally:
 
 # -- what remains -----------------------------------------------------------------------------------
 
-EVERYTHING = """
-trace syscalls:* { n[probename] += 1 }
-trace sched:sched_switch /prev_pid == 0/ { n[args.next_comm] += 1 }
-profile-19hz { n[cpu] += 1 }
+EVERYTHING = f"""
+trace syscalls:*, {MANY} {{ n[probename] += 1 }}
+trace sched:sched_switch /prev_pid == 0/ {{ n[args.next_comm] += 1 }}
+profile-19hz {{ n[cpu] += 1 }}
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing(number: signal.Signals, environment: dict[str, str]) -> None:
-    tracefs = Path("/sys/kernel/tracing")
-    before = sorted(path.name for path in (tracefs / "instances").iterdir())
     command = [sys.executable, "-m", "ktap", "--backend", "perf", "-e", EVERYTHING]
     ktap = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert ktap.stderr is not None
     assert any(b"Tracing" in line for line in ktap.stderr)
+    assert list(instances(ktap.pid))
     ktap.send_signal(number)
     ktap.wait(timeout=60)
-    assert sorted(path.name for path in (tracefs / "instances").iterdir()) == before
+    end = time.monotonic() + 30
+    while list(instances(ktap.pid)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not list(instances(ktap.pid))
+
+
+def instances(pid: int) -> Iterator[str]:
+    return (name for name in os.listdir("/sys/kernel/tracing/instances") if f"ktap_{pid}_" in name)
 
 
 def test_closing_gives_back_every_file() -> None:

@@ -1,0 +1,143 @@
+"""A tracefs instance of ktap's own: its ring buffers, read raw, for events that perf cannot sample or lets go of slowly.
+
+    instance = OwnInstance(root, group, cpus, size_bytes)
+    instance.enable([("sched", "sched_switch")])
+    instance.take()     # records of all processors, each with its time and processor
+    instance.close()
+
+Source: linux/ring_buffer.h, Documentation/trace/ring-buffer-map.rst and `events/header_page` for the pages;
+Documentation/trace/ftrace.rst for the files. The instance's name is its group's (ktap.own_group), which removes it
+when ktap is killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from struct import Struct
+from typing import Dict, Iterator, List, Sequence, Tuple
+
+from vm.named_tuple import NamedTuple
+
+PAGE_HEADER = Struct("=QQ").unpack_from
+"""The time of the first event, and the bytes that are written, with flags above."""
+DATA_OFFSET = 16
+SIZE_MASK = 0xFFFFF
+WORD = Struct("=I").unpack_from
+TYPE = Struct("=H").unpack_from
+LARGEST_SMALL, PADDING, TIME_EXTEND, TIME_STAMP = 28, 29, 30, 31
+"""Values of an event's first five bits: up to the first it is a length in words, 0 for one that follows."""
+DELTA_BITS = 27
+UPPER_TIME = ~((1 << 59) - 1)
+"""Bits of a time that a TIME_STAMP has no room for."""
+LARGEST_PAGE_BYTES = 1 << 17
+LOST = ("overrun", "dropped events")
+"""What `stats` calls events that were lost."""
+
+
+class Record(NamedTuple):
+    """One event as it lies in a ring."""
+
+    time_ns: int
+    cpu: int
+    type: int
+    """The number of its event."""
+    data: bytes
+
+
+def records_of(page: bytes, cpu: int) -> Iterator[Record]:
+    """The events of a page."""
+    time_ns, written = PAGE_HEADER(page)
+    at, end = DATA_OFFSET, DATA_OFFSET + (written & SIZE_MASK)
+    while at < end:
+        (word,) = WORD(page, at)
+        kind, delta = word & 31, word >> 5
+        if kind == PADDING:
+            if not delta:
+                return
+            at += 4 + WORD(page, at + 4)[0]
+            time_ns += delta
+            continue
+        if kind == TIME_EXTEND:
+            time_ns += delta + (WORD(page, at + 4)[0] << DELTA_BITS)
+            at += 8
+            continue
+        if kind == TIME_STAMP:
+            time_ns = time_ns & UPPER_TIME | delta + (WORD(page, at + 4)[0] << DELTA_BITS)
+            at += 8
+            continue
+        time_ns += delta
+        start = at + 4 if kind else at + 8
+        behind = at + 4 + (4 * kind if kind else WORD(page, at + 4)[0])
+        data = page[start:behind]
+        yield Record(time_ns, cpu, TYPE(data)[0], data)
+        at = behind
+
+
+class OwnInstance:
+    """See above. Raises OSError."""
+
+    def __init__(self, root: str, name: str, cpus: Sequence[int], size_bytes: int) -> None:
+        """Rings of `size_bytes` for each of `cpus`."""
+        self._path = os.path.join(root, "instances", name)
+        self._files: Dict[int, int] = {}
+        os.mkdir(self._path)
+        try:
+            self._write("trace_clock", "mono")
+            self._write("options/overwrite", "0")
+            self._write("tracing_on", "0")
+            for cpu in cpus:
+                place = f"per_cpu/cpu{cpu}"
+                self._write(f"{place}/buffer_size_kb", str(max(4, size_bytes >> 10)))
+                path = os.path.join(self._path, place, "trace_pipe_raw")
+                self._files[cpu] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            self.close()
+            raise
+
+    def _write(self, name: str, text: str) -> None:
+        file = os.open(os.path.join(self._path, name), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(file, text.encode())
+        finally:
+            os.close(file)
+
+    def enable(self, group: str, name: str, narrowing: str = "") -> None:
+        """Have an event written to the rings once tracing is on. Raises OSError."""
+        if narrowing:
+            self._write(f"events/{group}/{name}/filter", narrowing)
+        self._write(f"events/{group}/{name}/enable", "1")
+
+    def start(self) -> None:
+        """Let events come."""
+        self._write("tracing_on", "1")
+
+    def take(self) -> List[Record]:
+        """What lies in the rings, taken out of them."""
+        found: List[Record] = []
+        for cpu, file in self._files.items():
+            with suppress(BlockingIOError):
+                while page := os.read(file, LARGEST_PAGE_BYTES):
+                    found += records_of(page, cpu)
+        return found
+
+    def losses(self) -> List[Tuple[int, int]]:
+        """Events that found no room, by processor."""
+        found = []
+        for cpu in self._files:
+            with open(os.path.join(self._path, f"per_cpu/cpu{cpu}/stats")) as file:
+                rows = dict(line.strip().split(": ") for line in file if ": " in line)
+            found.append((cpu, sum(int(rows.get(name, 0)) for name in LOST)))
+        return found
+
+    def close(self) -> None:
+        """Remove it. Safe to call twice."""
+        for file in self._files.values():
+            os.close(file)
+        self._files = {}
+        try:
+            os.rmdir(self._path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EBUSY):  # the group's end tries again
+                raise

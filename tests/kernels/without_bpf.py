@@ -1,0 +1,125 @@
+"""Functions of the kernel without BPF: the same answers as with it. Run on kernels that have such probes (see test_kernels)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Sequence
+
+import pytest
+from tracing import EVENTS, python, trace
+
+from ktap import links
+from ktap.own_group import definitions, group_of
+
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.skipif(links.probe_type() is None, reason="this kernel cannot probe its functions"),
+]
+CALLS = 100
+SECOND = "+0x4" if Path("/sys/kernel/tracing/available_filter_functions_addrs").exists() else "+0x5"
+"""Where the second instruction of a function is: see functions.py."""
+WORK = f"""
+import os
+fd = os.open("/dev/null", os.O_RDWR)
+for _ in range({CALLS}):
+    os.write(fd, b"x"); os.read(fd, 1)
+for name in ("/etc/hostname", "/etc/passwd", "/nothing/there"):
+    try:
+        os.read(os.open(name, os.O_RDONLY), 77)
+    except OSError:
+        pass
+"""
+SCRIPTS = {
+    "entry, return and a place within": f"""
+    var a = 0  var b = 0  var c = 0
+    trace probe:write_null {{ a += 1 }}
+    trace probe:write_null%return {{ b += retval }}
+    trace probe:write_null{SECOND} {{ c += 1 }}
+    trace_end {{ print(a, b, c) }}
+    """,
+    "globs": """
+    trace probe:vfs_[rw]* { n[probename] += 1 }
+    trace_end { print(n["vfs_write"] >= 100, n["vfs_read"] >= 100, n["vfs_rename"]) }
+    """,
+    "fetch arguments": """
+    trace probe:do_sys_openat2 dfd=%di:s32 filename=+0(%si):ustring low=%di:b4@0/32 first=+u0(%si):u16[2]
+        /filename ~ "/etc/[hp]*" || filename ~ "/no*"/ {
+        print(args.dfd, args.filename, args.low, args.first[1], execname)
+    }
+    """,
+    "parameters by name, members behind them": """
+    trace probe:vfs_read /count == 77/ { print(args.count, args.file.f_inode.i_ino > 0, argstr != nil) }
+    trace probe:do_sys_openat2%return /retval == -2/ { n[retval] += 1 }
+    trace_end { print(n[-2] > 0) }
+    """,
+    "memory that handlers read": """
+    trace probe:vfs_read /count == 77/ { print(kernel_string(args.file.f_path.dentry.d_name.name)) }
+    trace probe:do_sys_openat2 { var s = user_string(arg2)  if (s == "/nothing/there") { print(s) } }
+    """,
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_same_as_with_bpf(name: str) -> None:
+    with_bpf, without = (trace(SCRIPTS[name], python(WORK), tier=tier) for tier in ("vm", EVENTS))
+    for traced in (with_bpf, without):
+        assert not traced.losses and not traced.faults
+    assert with_bpf.lines
+    assert without.lines == with_bpf.lines
+
+
+EVENT_PROBES = {
+    "strings of system calls": """
+    trace syscalls:sys_enter_openat { var s = user_string(arg2)
+        if (s == "/etc/hostname" || s == "/nothing/there") { print(s, args.filename != 0, args.dfd, execname) } }
+    trace syscalls:sys_exit_openat /ret == -2/ { n[probename] += 1 }
+    trace_end { print(n["sys_exit_openat"] > 0) }
+    """,
+    "memory of system calls": """
+    trace syscalls:sys_enter_write /count == 1 && fd == 3/ { n[user_u8(args.buf), user_buf(arg2, 1)] += 1 }
+    trace_end { for (a, b, v in sort_pairs(n)) { print(a, b, v) } }
+    """,
+    "texts of tracepoints beside": """
+    trace sched:sched_process_exec { print(args.filename != "", kernel_string(`linux_banner`, 5)) }
+    """,
+}
+
+
+@pytest.mark.parametrize("name", EVENT_PROBES)
+def test_event_probes_fetch_the_same(name: str) -> None:
+    with_bpf, without = (trace(EVENT_PROBES[name], python(WORK), tier=tier) for tier in ("vm", EVENTS))
+    for traced in (with_bpf, without):
+        assert not traced.losses and not traced.faults
+    assert with_bpf.lines
+    assert without.lines == with_bpf.lines
+    assert group_of(os.getpid()) not in os.listdir("/sys/kernel/tracing/instances")
+
+
+def test_stacks_begin_with_the_function() -> None:
+    script = "trace probe:write_null { print(stack(8))  exit() }"
+    names = [line.strip().partition("+")[0] for line in trace(script, python(WORK), tier=EVENTS).lines]
+    assert names[0] == "write_null" and "do_syscall_64" in names
+
+
+def test_definitions_go_with_ktap_however_it_ends() -> None:
+    script = (
+        "trace probe:do_sys_openat2 f=+0(%si):ustring { n[args.f] += 1 } trace probe:vfs_[rw]* { n[probename] += 1 }"
+    )
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        command: Sequence[str] = [sys.executable, "-m", "ktap", "--backend", "perf", "-e", script]
+        ktap = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        assert ktap.stderr is not None
+        assert any(b"Tracing" in line for line in ktap.stderr)
+        group = group_of(ktap.pid)
+        assert group in definitions("/sys/kernel/tracing")
+        ktap.send_signal(number)
+        ktap.wait()
+        left = Path("/sys/kernel/tracing/instances") / group
+        while group in definitions("/sys/kernel/tracing") or left.exists():  # the whole run has a limit of time
+            time.sleep(0.2)
+    assert f"ktap_{os.getpid()}" not in Path("/sys/kernel/tracing/kprobe_events").read_text()
