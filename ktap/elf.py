@@ -14,12 +14,12 @@ import errno
 import os
 import stat
 from bisect import bisect_right
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from io import BytesIO
 from struct import Struct
 from struct import error as StructError  # it is a class
-from typing import IO, TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import IO, TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Tuple, cast
 
 from vm.named_tuple import NamedTuple
 
@@ -72,7 +72,9 @@ DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowE
 @contextmanager
 def _parsing() -> Iterator[None]:
     """Raises NotElf for whatever a damaged file makes of its parser."""
-    from elftools.common.exceptions import ELFError
+    ELFError: type[Exception] = ValueError
+    with suppress(ImportError):
+        from elftools.common.exceptions import ELFError
 
     try:
         yield
@@ -85,8 +87,13 @@ def _parsing() -> Iterator[None]:
 
 
 def _read(file: IO[bytes]) -> ELFFile:
-    from elftools.elf.elffile import ELFFile
+    try:
+        from elftools.elf.elffile import ELFFile
+    except ImportError:  # a board has nothing but the standard library
+        from ktap.plain_elf import PlainElf
 
+        with _parsing():
+            return cast("ELFFile", PlainElf(file))
     with _parsing():
         return ELFFile(file)
 
@@ -252,6 +259,7 @@ def _code_ends(elf: ELFFile) -> Tuple[Tuple[int, int], ...]:
 
 FUNCTION, INDIRECT_FUNCTION = 2, 10
 """STT_FUNC, and STT_GNU_IFUNC, which has the first number that is left to operating systems."""
+SYMBOL_TABLES = ("SHT_SYMTAB", "SHT_DYNSYM")
 SYMBOLS = {64: "IBBHQQ", 32: "IIIBBH"}
 """Elf64_Sym (name, info, other, section, value, size) and Elf32_Sym (name, value, size, info, other, section)."""
 
@@ -261,17 +269,15 @@ def _symbols(elf: ELFFile) -> List[Function]:
 
     The tables are unpacked here: pyelftools takes some 50 us a symbol, and large programs have 100,000.
     """
-    from elftools.elf.sections import SymbolTableSection
-
     versions = _versions(elf)
     row = Struct(("<" if elf.little_endian else ">") + SYMBOLS[elf.elfclass])
     wide = elf.elfclass == 64
     found: List[Function] = []
     for section in elf.iter_sections():
-        if not isinstance(section, SymbolTableSection):
+        if section["sh_type"] not in SYMBOL_TABLES:
             continue
         dynamic = section["sh_type"] == "SHT_DYNSYM"
-        table, strings = section.data(), section.stringtable.data()
+        table, strings = section.data(), elf.get_section(section["sh_link"]).data()
         rows = row.iter_unpack(table[: len(table) // row.size * row.size])
         for index, (place, *rest) in enumerate(rows):
             info, _, number, address, size = rest if wide else (*rest[2:], *rest[:2])
@@ -288,14 +294,15 @@ def _symbols(elf: ELFFile) -> List[Function]:
 
 
 def _address_named(elf: ELFFile, name: str) -> Optional[int]:
-    from elftools.elf.sections import SymbolTableSection
-
+    row = Struct(("<" if elf.little_endian else ">") + SYMBOLS[elf.elfclass])
+    wanted = name.encode()
     for section in elf.iter_sections():
-        if isinstance(section, SymbolTableSection):
-            for symbol in section.get_symbol_by_name(name) or ():
-                if symbol.entry["st_shndx"] != "SHN_UNDEF":
-                    address: int = symbol.entry["st_value"]
-                    return address
+        if section["sh_type"] in SYMBOL_TABLES:
+            table, strings = section.data(), elf.get_section(section["sh_link"]).data()
+            for place, *rest in row.iter_unpack(table[: len(table) // row.size * row.size]):
+                _, _, number, address, _ = rest if elf.elfclass == 64 else (*rest[2:], *rest[:2])
+                if number and strings.startswith(wanted + b"\0", place):
+                    return int(address)
     return None
 
 

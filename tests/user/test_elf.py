@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -229,3 +230,22 @@ def test_large_tables(tmp_path: Path) -> None:
     assert len([function for function in binary.functions if function.name.startswith("f")]) == 20_000
     found = binary.functions[-1]
     assert binary.function_at(found.address) == found
+
+
+def test_the_standard_library_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pyelftools is not installed, files are read by ktap.plain_elf."""
+    paths = [str(find_file(name)) for name in ("libc", "python3", "bash", "libz")]
+    for path in (path for path in paths if path != "None"):
+        with_elftools = Binary(path)
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, "elftools.elf.elffile", None)
+            patched.setitem(sys.modules, "elftools.common.exceptions", None)
+            plain = Binary(path)
+            assert plain.address_named("main") == with_elftools.address_named("main")
+            broken = tmp_path / "broken"
+            for data in (b"", b"\x7fELF", Path(path).read_bytes()[:3000]):
+                broken.write_bytes(data)
+                with pytest.raises(NotElf):
+                    Binary(str(broken))
+        for name in ("functions", "segments", "build_id", "sdt_notes", "sdt_base", "machine", "_code_ends", "throws"):
+            assert getattr(plain, name) == getattr(with_elftools, name), (path, name)
