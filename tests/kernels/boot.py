@@ -15,6 +15,7 @@ Needs root (virtiofsd changes its root directory) and the Debian packages in PAC
 
 from __future__ import annotations
 
+import fcntl
 import lzma
 import os
 import shlex
@@ -41,6 +42,7 @@ MODULES = (
     *("fuse", "virtiofs", "overlay"),
 )
 """What has to be loaded before the root directory is there, in this order; other parts are built in."""
+APT = ("apt-get", "--quiet=2", "-o", "Acquire::http::Timeout=30", "-o", "Acquire::Retries=1")
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "NO_COLOR")
 """Variables of the environment that the command sees."""
 MOUNTS = (
@@ -105,8 +107,11 @@ def cache_directory() -> Path:
 
 def fetch(release: str) -> Kernel:
     """The kernel of a release, downloaded if it is not in the cache. Raises Unavailable."""
-    shell = _unpacked(cache_directory() / "shell", SHELL_PACKAGE, "./bin/busybox")
-    directory = _unpacked(cache_directory() / release, KERNELS[release], "./boot/vmlinuz-*", *_module_patterns())
+    cache_directory().mkdir(parents=True, exist_ok=True)
+    with open(cache_directory() / "lock", "w") as lock:  # tests run at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shell = _unpacked(cache_directory() / "shell", SHELL_PACKAGE, "./bin/busybox")
+        directory = _unpacked(cache_directory() / release, KERNELS[release], "./boot/vmlinuz-*", *_module_patterns())
     images = sorted(directory.glob("boot/vmlinuz-*"))
     found = {path.name.partition(".")[0]: path for path in directory.rglob("*.ko*")}
     return Kernel(images[-1], tuple(found[name] for name in MODULES if name in found), shell / "bin/busybox")
@@ -123,9 +128,13 @@ def _unpacked(directory: Path, package: str, *patterns: str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o777)  # apt downloads as a user of its own
-        depends = _run(["apt-cache", "depends", package], place)
+        try:
+            depends = _run(["apt-cache", "depends", package], place)
+        except Unavailable:  # perhaps nobody has asked yet what there is
+            _run([*APT, "update"], place)
+            depends = _run(["apt-cache", "depends", package], place)
         images = [line.split()[-1] for line in depends.splitlines() if "Depends: linux-image" in line]
-        _run(["apt-get", "download", "--quiet=2", *(images or [package])], place)
+        _run([*APT, "download", *(images or [package])], place)
         archive = next(iter(Path(place).glob("*.deb")))
         _run(["sh", "-c", 'dpkg --fsys-tarfile "$0" > files.tar', str(archive)], place)
         names = _run(["tar", "--list", "--wildcards", "--file", "files.tar"], place).split("\n")
