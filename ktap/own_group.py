@@ -1,8 +1,12 @@
 """Definitions of events in the kernel (uprobe_events, kprobe_events, dynamic_events of tracefs), in a group of ktap's own.
 
 Unlike file descriptors they outlive the process that made them. So a small process watches over them: it reads
-a pipe that ends when ktap ends, however it ends, and then removes the group. What a run could leave behind all the
-same (that process killed, too) is removed by the next run that defines something: the group's name says whose it is.
+a socket that ends when ktap ends, however it ends, and then removes the group. It also keeps the perf events of
+places in code: a process that is killed cannot let go of them well, for the kernel gives up waiting for the memory
+of others (`failed to unregister, leaking uprobe`, says Linux 6.18) and leaves the breakpoints there.
+
+What a run could leave behind all the same (that process killed, too) is removed by the next run that defines
+something: the group's name says whose it is.
 
 Source: Documentation/trace/uprobetracer.rst, kprobetrace.rst, eprobetrace.rst.
 """
@@ -13,6 +17,7 @@ import errno
 import os
 import re
 import signal
+import socket
 import time
 from contextlib import suppress
 from typing import Dict, List, NoReturn, Optional, Sequence, Tuple
@@ -23,7 +28,10 @@ DEFINITION = re.compile(r"^\w+:([\w]+)/([\w]+)", re.M)
 REMOVING_S = 20.0
 """So long it is tried to remove what is still in use."""
 RETRY_S = 0.02
-DONE = b"d"
+HELD, LET_GO, DONE = b"h", b"l", b"d"
+"""Messages: files to keep, files to close, the end of the work."""
+MOST_FILES = 200
+"""In one message (SCM_MAX_FD is 253)."""
 AT_ONCE = 20
 """So many lines are written to the kernel in one go; it takes a page."""
 
@@ -34,8 +42,8 @@ class OwnGroup:
     def __init__(self, root: str) -> None:
         self.name = group_of(os.getpid())
         self._root = root
-        self._guard: Optional[Tuple[int, int]] = None
-        """The process that watches, and the pipe to it."""
+        self._guard: Optional[Tuple[int, socket.socket]] = None
+        """The process that watches, and the socket to it."""
         self._count = 0
 
     def define(self, file: str, head: str, places: Sequence[str]) -> str:
@@ -76,14 +84,26 @@ class OwnGroup:
         """The directory of an event."""
         return os.path.join(self._root, "events", self.name, name)
 
+    def hold(self, fds: Sequence[int]) -> None:
+        """Have the process that watches keep files open, too, until this one has closed them."""
+        self.guard()
+        assert self._guard is not None
+        for first in range(0, len(fds), MOST_FILES):
+            socket.send_fds(self._guard[1], [HELD], list(fds[first : first + MOST_FILES]))
+            self._guard[1].recv(1)
+
     def close(self) -> None:
         """Remove everything. Safe to call twice."""
         if self._guard is not None:
-            pid, pipe = self._guard
+            pid, link = self._guard
             self._guard = None
+            with suppress(OSError):  # it may have been killed
+                link.send(LET_GO)
+                link.recv(1)
             remove(self._root, self.name)
-            os.write(pipe, DONE)
-            os.close(pipe)
+            with suppress(OSError):
+                link.send(DONE)
+            link.close()
             os.waitpid(pid, 0)
 
 
@@ -161,18 +181,18 @@ def sweep(root: str) -> None:
                 remove(root, group)
 
 
-def watched(root: str, group: str) -> Tuple[int, int]:
-    """Start the process that removes a group when this one has ended; its number, and the pipe to it."""
-    read, pipe = os.pipe()
+def watched(root: str, group: str) -> Tuple[int, socket.socket]:
+    """Start the process that removes a group when this one has ended; its number, and the socket to it."""
+    theirs, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        _watch(read, root, group)
-    os.close(read)
-    return pid, pipe
+        _watch(theirs, root, group)
+    theirs.close()
+    return pid, link
 
 
-def _watch(read: int, root: str, group: str) -> NoReturn:
-    """Wait until the pipe ends; then remove the group, unless it was said that there is nothing left."""
+def _watch(link: socket.socket, root: str, group: str) -> NoReturn:
+    """Wait until the socket ends; then let go of what is held and remove the group, unless nothing is left to do."""
     try:
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGPIPE):
@@ -180,9 +200,33 @@ def _watch(read: int, root: str, group: str) -> NoReturn:
         null = os.open(os.devnull, os.O_RDWR)
         for standard in (0, 1, 2):
             os.dup2(null, standard)
-        kept = os.dup2(read, 3)
+        kept = os.dup2(link.fileno(), 3)
         os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
-        if os.read(kept, 1) != DONE:
+        held: List[int] = []
+        with socket.socket(fileno=kept) as ours:
+            word = _answered(ours, held)
+            while word in (HELD, LET_GO):
+                word = _answered(ours, held)
+        if word != DONE:
+            _close_all(held)
             remove(root, group)
     finally:
         os._exit(0)
+
+
+def _answered(link: socket.socket, held: List[int]) -> bytes:
+    """Do what one message asks; the message, empty at the end."""
+    word, fds, _, _ = socket.recv_fds(link, 1, MOST_FILES)
+    held += fds
+    if word == LET_GO:
+        _close_all(held)
+    if word in (HELD, LET_GO):
+        with suppress(OSError):
+            link.send(word)
+    return word
+
+
+def _close_all(held: List[int]) -> None:
+    for file in held:
+        os.close(file)
+    held.clear()

@@ -105,7 +105,9 @@ def device_stream(number: int, event: Captured, tools: Tools) -> Stream:
     maker = (Maker(number, event, tools.bits, probe_fills(event, registers, {}, tools.machine)),)
     device = "uprobe" if event.wanted.spot is not None else "kprobe"
     how = f"a perf event of the {device} PMU on every processor"
-    return Stream(event.wanted.label, attribute, lambda sample: maker, tools.narrowing or None, how=how, keep=keep)
+    return Stream(
+        event.wanted.label, attribute, lambda sample: maker, tools.narrowing or None, how=how, keep=keep, in_code=True
+    )
 
 
 def defined_stream(members: Members, tools: Tools) -> Stream:
@@ -142,7 +144,15 @@ def defined_stream(members: Members, tools: Tools) -> Stream:
         ]
 
     attribute = attribute._replace(type=TRACEPOINT_TYPE, config=event_format.id)
-    return Stream(label, attribute, route, tools.narrowing or None, how=how, parts=parts if len(places) > 1 else None)
+    return Stream(
+        label,
+        attribute,
+        route,
+        tools.narrowing or None,
+        how=how,
+        in_code=True,
+        parts=parts if len(places) > 1 else None,
+    )
 
 
 def fetches_of(event: Captured, machine: str) -> Fetches:

@@ -323,6 +323,8 @@ class PerfSource:
             share_ring(fd, ring.owner)
             if stream.filter:
                 set_filter(fd, stream.filter)
+        if stream.in_code:
+            self._own_group().hold(opened.fds)
 
     # -- reading ----------------------------------------------------------------------------------
 

@@ -68,6 +68,8 @@ class Stream(NamedTuple):
     """For ktap explain."""
     keep: Tuple[object, ...] = ()
     """What its attribute points at."""
+    in_code: bool = False
+    """It takes breakpoints, which somebody must be there to let go of when ktap is killed."""
     plain: Optional[TracepointName] = None
     """The tracepoint, where its samples have nothing but its record."""
     traced: Optional[TracepointName] = None
