@@ -5,7 +5,8 @@ that it has made (ktap.objects): maps and what is in them, programs, what they h
 command line makes them first of all, and events count from then on. Then everything goes its usual way, from the
 main chunk to the programs; but where an object would be made, the one that is there is taken, if it is the same
 to the last byte. Where it is not, all of them are let go and nothing of them has been seen: so this list is never
-believed, it only makes what is needed anyway be there sooner.
+believed, it only makes what is needed anyway be there sooner. Only what handlers do in the kernel alone is made so:
+a buffer of events would fill while nobody reads it.
 
 The entries lie among those of ktap.cache_files. Layout, little-endian: magic, CRC-32 of the rest, then parts, each
 with its length (I) before it: the command line, the kernel, the script's file and its text (both empty for -e),

@@ -223,7 +223,7 @@ class LiveSource:
                 self._lowering.tables.wait_for_runs = self._attachment.wait_for_runs
         if len(skipped) == len(events):
             raise skipped[0].error
-        if skipped or self._options.pids or not self._options.attaching:
+        if skipped or self._options.pids or not self._options.attaching or self._streams(events):
             self._objects.unfit()
         self._objects.finish()
         if skipped:
@@ -265,6 +265,11 @@ class LiveSource:
             return OnDemand("ring", lambda: self._ring(power_of_two(size_bytes or buffer_bytes(1))))
         cpus = len(kernel.online_cpus())
         return OnDemand("perf", lambda: self._perf(power_of_two(size_bytes or buffer_bytes(cpus))))
+
+    def _streams(self, events: Sequence[Captured]) -> bool:
+        """Whether records come as long as events do, so that a buffer would fill while nobody reads it yet."""
+        sites = self._lowering.sites if self._lowering is not None else ()
+        return any(event.case.sends for event in events) or any(site.name in ("print", "printf") for site in sites)
 
     def _ring(self, size_bytes: int) -> Buffer:
         """One ring. Raises OSError."""

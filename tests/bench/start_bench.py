@@ -30,13 +30,13 @@ def commands(number: int) -> dict[str, list[str]]:
         "main chunk and tick": [KTAP, "-q", "-e", "tick-1s { } trace_begin { exit() }"],
     }
     if os.geteuid() == 0:
-        attach = "trace sched:sched_process_fork { n += 1 } tick-1ms { exit() }"
+        attach = "n = 0 trace sched:sched_process_fork { n += 1 } tick-1ms { exit() }"
         rows["one tracepoint, attach and detach"] = [KTAP, "-q", "-e", attach]
         rows["all system calls, attach and detach"] = [
             KTAP,
             "-q",
             "-e",
-            "trace syscalls:* { n += 1 } tick-1ms { exit() }",
+            "n = 0 trace syscalls:* { n += 1 } tick-1ms { exit() }",
         ]
     return rows
 
