@@ -116,7 +116,8 @@ def eprobe_stream(number: int, event: Captured, tools: Tools) -> Stream:
         wanted.label,
         attribute._replace(config=own_format.id),
         lambda sample: maker,
-        tools.narrowing or None,
+        None if event.case.of_ktap else tools.narrowing or None,
+        leaves_out_ktap=not event.case.of_ktap,
         how=how,
         traced=TracepointName(own.name, defined),
     )
