@@ -37,6 +37,7 @@ from ktap.deferred import UNREAD_BYTES
 from ktap.fetched import STACK_RECORD_BYTES
 from ktap.filling import PREEMPT_COUNT, PREEMPT_OFFSET
 from ktap.glob import TEXT_VALUE_BYTES
+from ktap.groups import layers, user_groups
 from ktap.objects import Objects, Value
 from ktap.plan import Captured, is_plain, reads_to
 from ktap.predicate import needs_text
@@ -49,8 +50,6 @@ from vm.named_tuple import NamedTuple
 if TYPE_CHECKING:
     from ktap.lowered import Lowering
 
-MOST_CASES = 200
-"""Kinds of records of one program."""
 MOST_UNREAD = 16_384
 """Threads in system calls whose entry could not read something."""
 SYSCALL_NUMBERS = 1024
@@ -461,19 +460,6 @@ PLACES: Dict[str, Callable[[Attachment, int, Captured], None]] = {
 """How events other than system calls are attached."""
 
 
-def user_groups(events: Sequence[Tuple[int, Captured]]) -> List[List[Tuple[int, Captured]]]:
-    """Places in files, put together where one program and one link serve them all."""
-    found: Dict[Tuple[str, str, int], List[Tuple[int, Captured]]] = {}
-    cases: List[Case] = []
-    for number, event in events:
-        if event.wanted.spot is not None:
-            if event.case not in cases:
-                cases.append(event.case)
-            key = (event.wanted.context, event.wanted.spot.path, cases.index(event.case))
-            found.setdefault(key, []).append((number, event))
-    return list(found.values())
-
-
 def raw_context(event: Captured, machine: str) -> Optional[str]:
     """What a raw tracepoint in place of a tracepoint's event is to programs, None where they need the event itself."""
     if is_plain(event.wanted):
@@ -485,19 +471,3 @@ def raw_context(event: Captured, machine: str) -> Optional[str]:
 def _numbers(number: int, event: Captured) -> Values:
     identity = event.wanted.format.id if event.wanted.format is not None else 0
     return {"event": number, "event_id": identity}
-
-
-def layers(events: Sequence[Tuple[int, Captured]]) -> List[List[Tuple[int, Captured]]]:
-    """Events of system calls, split so that no number is twice in a layer and none has too many cases."""
-    found: List[List[Tuple[int, Captured]]] = []
-    for number, event in events:
-        for layer in found:
-            others = [other for _, other in layer]
-            cases = [other.case for other in others]
-            full = event.case not in cases and len(cases) >= MOST_CASES
-            if not full and all(other.wanted.number != event.wanted.number for other in others):
-                layer.append((number, event))
-                break
-        else:
-            found.append([(number, event)])
-    return found

@@ -33,6 +33,7 @@ from ktap.capture import (
     InPlace,
 )
 from ktap.captured import KERNEL_STACK, MEMBER, READ, RECORD, USER_STACK
+from ktap.groups import layers
 from ktap.layout import Layout
 from ktap.live import LiveSource, detach_s
 from ktap.lowered import Lowering
@@ -197,7 +198,7 @@ def groups(events: Sequence[Captured], machine: str) -> Iterator[Tuple[str, str,
     """The context, the label and the cases of every program."""
     numbered = list(enumerate(events))
     for context, label in ((SYSCALL_ENTER, "sys_enter"), (SYSCALL_EXIT, "sys_exit")):
-        for layer in attach.layers([pair for pair in numbered if pair[1].wanted.context == context]):
+        for layer in layers([pair for pair in numbered if pair[1].wanted.context == context]):
             cases: List[Case] = []
             cases += (event.case for _, event in layer if event.case not in cases)
             if any(case.returns for case in cases):
