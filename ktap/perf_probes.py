@@ -12,6 +12,7 @@ import sys
 from functools import cache
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
+from ktap import links, uprobes
 from ktap.calls import CALL_CONTEXTS, CALL_RETURN
 from ktap.capture import COUNTER, USER_CONTEXTS, USER_RETURN
 from ktap.captured import CALLER, MEMBER, READ, RECORD
@@ -44,6 +45,8 @@ SEMAPHORE_SHIFT = 32
 DEVICES = {"uprobe": "user probes (CONFIG_UPROBES)", "kprobe": "probes on its functions (CONFIG_KPROBES)"}
 
 
+REFUSED = frozenset({*uprobes.REFUSED, *links.REFUSED})
+"""What the kernel says of one place; anything else is about all of them."""
 FEW = 4
 """So many places are an event each; more of them are one definition, which the kernel lets go of all at once."""
 NUMBER = "number"
@@ -66,7 +69,7 @@ def place_streams(events: Members, tools: Tools) -> List[Stream]:
             groups.setdefault(key, []).append((number, event))
     for members in groups.values():
         if fetches_of(members[0][1], tools.machine).arguments or len(by_place(members)) > FEW:
-            found.append(defined_stream(members, tools))
+            found += defined_streams(by_place(members), tools)
         else:
             found += [device_stream(number, event, tools) for number, event in members]
     return found
@@ -110,18 +113,34 @@ def device_stream(number: int, event: Captured, tools: Tools) -> Stream:
     )
 
 
-def defined_stream(members: Members, tools: Tools) -> Stream:
-    """Places that are defined in ktap's own group, as one event. Raises OSError where the kernel takes none."""
-    first = members[0][1]
-    registers = Registers(tools.machine)
+def defined_streams(places: Sequence[Members], tools: Tools) -> List[Stream]:
+    """Places that are defined in ktap's own group, as one event where the kernel takes them all. Raises OSError."""
+    first = places[0][0][1]
     fetches = fetches_of(first, tools.machine)
-    attribute = attribute_of(first, registers, tools.machine)
-    label = first.wanted.label if len(members) == 1 else f"{first.wanted.label} and {len(members) - 1} more"
-    how = f"a definition in ktap's own group, with perf events; it fetches {' '.join(fetches.arguments) or 'nothing'}"
     if not tools.attaching:
+        return [_defined_stream(places, fetches, None, tools)]
+    try:
+        return [_defined_stream(places, fetches, define(places, fetches.arguments, tools.group()), tools)]
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        if len(places) == 1:
+            tools.skip(first.wanted.label, error)
+            return []
+    half = len(places) // 2
+    return [*defined_streams(places[:half], tools), *defined_streams(places[half:], tools)]
+
+
+def _defined_stream(
+    places: Sequence[Members], fetches: Fetches, event_format: Optional[EventFormat], tools: Tools
+) -> Stream:
+    first = places[0][0][1]
+    registers = Registers(tools.machine)
+    attribute = attribute_of(first, registers, tools.machine)
+    label = first.wanted.label if len(places) == 1 else f"{first.wanted.label} and {len(places) - 1} more"
+    how = f"a definition in ktap's own group, with perf events; it fetches {' '.join(fetches.arguments) or 'nothing'}"
+    if event_format is None:
         return Stream(label, attribute, lambda sample: (), how=how)
-    places = by_place(members)
-    event_format = define(places, fetches.arguments, tools.group())
     cells = fetches.cells(event_format)
     makers = [
         tuple(
@@ -137,11 +156,9 @@ def defined_stream(members: Members, tools: Tools) -> Stream:
     def route(sample: Sample) -> Sequence[Maker]:
         return makers[int.from_bytes(sample.raw[start:end], sys.byteorder)]
 
-    def parts() -> List[Stream]:
+    def parts() -> Sequence[Stream]:
         half = len(places) // 2
-        return [
-            defined_stream([one for place in some for one in place], tools) for some in (places[:half], places[half:])
-        ]
+        return [*defined_streams(places[:half], tools), *defined_streams(places[half:], tools)]
 
     attribute = attribute._replace(type=TRACEPOINT_TYPE, config=event_format.id)
     return Stream(

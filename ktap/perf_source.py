@@ -17,7 +17,7 @@ import time
 from operator import itemgetter
 from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 
-from ktap import kernel, links, uprobes
+from ktap import kernel
 from ktap.captured import make_event
 from ktap.event_format import EventFormat
 from ktap.layout import Values
@@ -46,6 +46,7 @@ from ktap.perf_event import (
     set_filter,
     share_ring,
 )
+from ktap.perf_probes import REFUSED
 from ktap.perf_rings import Ring, map_largest, online, settled_ns, taken, unmap
 from ktap.perf_streams import Stream, Tools, streams
 from ktap.perf_values import PARENT, layout_of, seen_by, who_of
@@ -70,9 +71,6 @@ MOST_NARROWED = 100
 NEW_TASK = TracepointName("task", "task_newtask")
 """Tells which new processes have their maker's parent."""
 CLONE_PARENT = 0x8000
-
-REFUSED = frozenset({*uprobes.REFUSED, *links.REFUSED})
-"""What the kernel says of one place; anything else is about all of them."""
 
 Say = Callable[[str], None]
 TIME = itemgetter(0)
@@ -194,7 +192,13 @@ class PerfSource:
         self._set_points()
         narrowing = f"common_pid != {self._own}" if self._initial else ""
         tools = Tools(
-            self.bits, self._format, narrowing, self._kernel.machine, self._own_group, self._options.attaching
+            self.bits,
+            self._format,
+            narrowing,
+            self._kernel.machine,
+            self._own_group,
+            self._skip,
+            self._options.attaching,
         )
         wanted = self.streams = streams(events, tools)
         if not self._options.attaching:
@@ -224,6 +228,9 @@ class PerfSource:
                 kernel.enable(fd)
         if self._instance is not None:
             self._instance.start()
+
+    def _skip(self, label: str, error: OSError) -> None:
+        self._skipped.append((label, error))
 
     def _event_probes(self) -> bool:
         if self._has_event_probes is None:
@@ -295,7 +302,7 @@ class PerfSource:
             try:
                 instance.enable(*stream.traced, stream.filter or "" if narrow else "")
             except OSError as error:
-                self._skipped.append((stream.label, error))
+                self._skip(stream.label, error)
                 continue
             self._streams.append(opened)
             self._opened[-stream.attribute.config] = opened
@@ -314,7 +321,7 @@ class PerfSource:
                     raise
                 self._streams.remove(opened)
                 if stream.parts is None:
-                    self._skipped.append((stream.label, error))
+                    self._skip(stream.label, error)
                 for part in stream.parts() if stream.parts is not None else ():
                     self._open(part)
                 return

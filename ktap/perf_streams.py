@@ -47,6 +47,8 @@ class Tools(NamedTuple):
     machine: str
     group: Callable[[], OwnGroup]
     """Where events are defined; asked for when the first is."""
+    skip: Callable[[str, OSError], None]
+    """Told of a place that the kernel does not take."""
     attaching: bool = True
 
 
@@ -74,7 +76,7 @@ class Stream(NamedTuple):
     """The tracepoint, where its samples have nothing but its record."""
     traced: Optional[TracepointName] = None
     """It comes through a tracefs instance, by this name."""
-    parts: Optional[Callable[[], List[Stream]]] = None
+    parts: Optional[Callable[[], Sequence[Stream]]] = None
     """The same in smaller pieces, of which the kernel may refuse fewer."""
 
 

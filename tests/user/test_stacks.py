@@ -12,7 +12,7 @@ from typing import Optional
 
 import pytest
 from c_program import compiled
-from tracing import Traced, trace
+from tracing import EVENTS, Traced, trace
 
 from ktap.address_spaces import AddressSpaces
 from ktap.jit_map import JitMap
@@ -23,7 +23,7 @@ from vm.limits import Limits
 
 pytestmark = pytest.mark.live
 
-TIERS = ("vm", "kernel")
+TIERS = ("vm", "kernel", EVENTS)
 BUSY = r"""
 #include <stdio.h>
 #include <stdlib.h>

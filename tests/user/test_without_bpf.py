@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Sequence
 
 import pytest
+from c_program import compiled
 from tracing import EVENTS, Traced, python, trace
 
 from ktap.libraries import find_file
@@ -179,3 +180,24 @@ def test_killed_at_random_moments_nothing_stays(environment: dict[str, str]) -> 
 def left(pids: Sequence[int]) -> list[str]:
     names = [*groups(), *os.listdir(f"{TRACEFS}/instances")]
     return [name for name in names if (match := GROUP.fullmatch(name)) and int(match[1]) in pids]
+
+
+def test_a_place_that_the_kernel_refuses_is_left_out_of_many(tmp_path: Path) -> None:
+    """An instruction that it cannot step over, among functions that are all one definition."""
+    source = "\n".join(f"__attribute__((noipa)) int each_{n}(int x) {{ return x + {n}; }}" for n in range(8))
+    source += '\n__asm__(".globl each_bad\\n.type each_bad, @function\\neach_bad: hlt\\nret\\n.size each_bad, 2\\n");'
+    calls = " + ".join(f"each_{n}(argc)" for n in range(8))
+    program = compiled(
+        tmp_path / "each",
+        f"{source}\nint pause(void); int main(int argc, char **argv) {{ return argc > 1 ? pause() : ({calls}) < 0; }}",
+    )
+    script = f"trace probe:{program}:each_* {{ n[probename] += 1 }} trace_end {{ print(len(n)) }}"
+    running = subprocess.Popen([str(program), "on"])  # the kernel looks at instructions where a process has them
+    try:
+        with_bpf, without = both(script, [str(program)])
+    finally:
+        running.kill()
+        running.wait()
+    assert without.lines == with_bpf.lines == ["8"]
+    for traced in (with_bpf, without):
+        assert any("left out" in notice for notice in traced.notices)
