@@ -125,7 +125,7 @@ class Attachment:
         self._maps: List[int] = []
         self._events: List[int] = []
         """What programs hang on: closing one of them detaches."""
-        self.perf_tracepoints = 0
+        self.perf_events = 0
         self.counting: List[Tuple[str, int]] = []
         """Links of functions of the kernel, which count what they miss."""
         self.unread: List[int] = []
@@ -194,7 +194,7 @@ class Attachment:
         """Let no program start any more, and return when those that run have ended."""
         for fd in self._events:
             os.close(fd)
-        self._events, self.counting, self.perf_tracepoints = [], [], 0
+        self._events, self.counting, self.perf_events = [], [], 0
         wait_for_programs()
 
     def close(self) -> None:
@@ -325,7 +325,7 @@ class Attachment:
         counter = kernel.Counter(kernel.TYPE_TRACEPOINT, identity, 1, flags=kernel.FLAG_DISABLED)
         cpu = kernel.online_cpus()[0]
         self._hang(lambda: self._objects.perf_event(counter, cpu, fd, event.wanted.label, counting=False))
-        self.perf_tracepoints += 1
+        self.perf_events += 1
 
     def _user(self, group: Sequence[Tuple[int, Captured]]) -> List[Skipped]:
         """One program for all places of a file that are captured alike; those that the kernel did not take."""
@@ -419,6 +419,7 @@ class Attachment:
         attached = links.attach(fd, places, wanted.context == CALL_RETURN)
         self._events += attached.fds
         self.counting += attached.counting
+        self.perf_events += 0 if kind else len(attached.counting)
         events = dict(group)
         return [Skipped(events[place.cookie], error) for place, error in attached.refused]
 

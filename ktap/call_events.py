@@ -7,6 +7,7 @@ the calling convention.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ktap.btf import Btf, Prototype
@@ -133,7 +134,8 @@ def find_calls(text: str, condition: Optional[str], wanted: Demand, where: Where
     context = Context(machine, EITHER, written.returns, symbol=where.functions().symbol)
     shown = "argstr" in wanted.variables
     maker = _Maker(written, context, types, reads and not written.fetch, shown)
-    return [maker.call(name, address, prototypes.get(name)) for name, address in places]
+    uses = Counter(name for name, _ in places)
+    return [maker.call(name, address, prototypes.get(name), uses[name] == 1) for name, address in places]
 
 
 def _no_probes(written: Written) -> NoCall:
@@ -166,7 +168,12 @@ def _places(written: Written, where: Where) -> List[Tuple[str, int]]:
         raise NoCall(f"`{written.name}` must not be probed: {why}", hint)
     if not addresses[0]:
         raise NoCall("the addresses of the kernel's functions are hidden", "run as root; see kernel.kptr_restrict", 3)
-    return [(written.name, addresses[0])]
+    if written.offset and len(addresses) > 1:
+        message = (
+            f"{len(addresses)} functions are called `{written.name}`: which one's instruction is meant cannot be said"
+        )
+        raise NoCall(message, f"`probe:{written.name}` is the entry of each")
+    return [(written.name, address) for address in addresses]
 
 
 class _Maker:
@@ -181,15 +188,18 @@ class _Maker:
         self.context = context if types is None else context._replace(name_of=self._name_of)
         self.shared: Dict[Tuple[Argument, ...], Record] = {}
 
-    def call(self, name: str, address: int, prototype: Optional[Prototype]) -> Call:
-        """A function and what is captured."""
+    def call(self, name: str, address: int, prototype: Optional[Prototype], alone: bool) -> Call:
+        """A function and what is captured; `alone` where no other has its name (BTF knows one of that name at most)."""
         written = self.written
         shown = name if not written.offset else f"{name}+{written.offset:#x}"
         label = f"{written.kind}:{shown}{'%return' if written.returns else ''}"
         if written.fetch:
             label += f" {written.fetch}"
+        if not alone:
+            label += f" ({address:#x})"
+            prototype = None
         words = _words(prototype, self.types)
-        one = not written.is_glob and not written.offset and written.kind == PROBE
+        one = alone and not written.is_glob and not written.offset and written.kind == PROBE
         type_id = prototype.id if prototype is not None and words is not None and one else None
         called = Called(name, address, written.offset, written.returns, type_id, words or 0, not one)
         place: Expression = Number(wrap(address + written.offset)) if written.offset else FUNCTION

@@ -414,6 +414,8 @@ class Frame:
         """Write the name of the running task, 16 bytes padded with zeros."""
         w, place = self.w, self.spec.in_place.name_at
         if place is None:
+            for offset in (0, 8):  # Linux 6.1 leaves what lies behind the name's last word as it is
+                w.store(8, 0, target, offset)
             w.call("get_current_comm", target, 16)
             return
         task = w.call("get_current_task_btf")

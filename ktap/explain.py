@@ -376,7 +376,7 @@ def events_part(found: Survey, machine: str) -> List[str]:
         for (context, way), events in ways.items():
             few = events[0].wanted.label if len(events) == 1 else f"{len(events)} events of {probe.event}"
             lines.append(f"  {few}: {way or HANGS_ON.get(context, context)}")
-            slow += len(events) if context == TRACEPOINT else 0
+            slow += len(events) if context == TRACEPOINT or way == WAYS["kprobe"] else 0
     lines = list(dict.fromkeys(lines))
     if slow:
         lines.append(

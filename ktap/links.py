@@ -126,7 +126,7 @@ def _attach_multi(program: int, places: Sequence[Place], returns: bool, found: A
 def _attach_each(program: int, places: Sequence[Place], returns: bool, found: Attached) -> None:
     for place in places:
         try:
-            event = open_probe(place.called.symbol, place.called.offset, returns)
+            event = open_probe(place.called, returns)
         except OSError as error:
             if error.errno not in REFUSED:
                 raise
@@ -195,21 +195,24 @@ def attach_multi_symbols(program: int, names: Sequence[bytes]) -> int:
     return kernel.create_link(attribute, "functions by name")
 
 
-def open_probe(symbol: str, offset: int, returns: bool) -> int:
-    """A perf event of a function, or of an instruction within it. Raises OSError."""
+def open_probe(called: Called, returns: bool) -> int:
+    """A perf event of a function, or of an instruction within it. Raises OSError.
+
+    It is named by its address, which is its own; of names the kernel takes only those that no other function has.
+    """
     kind = probe_type()
     assert kind is not None
-    name = ctypes.create_string_buffer(symbol.encode())
     config = RETURNS if returns else 0
-    counter = kernel.Counter(kind, config, period=1, config1=ctypes.addressof(name), config2=offset)
+    counter = kernel.Counter(kind, config, period=1, config2=called.address + called.offset)
     try:
         return kernel.open_perf_event(
-            counter, kernel.online_cpus()[0], what=symbol
+            counter, kernel.online_cpus()[0], what=called.symbol
         )  # its program runs on all processors
     except OSError as error:
         if error.errno != errno.EILSEQ:
             raise
-        raise OSError(error.errno, "no instruction starts there", f"{symbol}+{offset:#x}") from error
+        what = f"{called.symbol}+{called.offset:#x}"
+        raise OSError(error.errno, "no instruction starts there", what) from error
 
 
 def misses(link: int) -> Optional[int]:

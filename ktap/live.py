@@ -237,11 +237,9 @@ class LiveSource:
 
             if misses(self._attachment.counting[0][1]) is None:
                 self._say("this kernel does not count the calls that its kprobes miss (Linux 6.7 does)")
-        slow = self._attachment.perf_tracepoints
+        slow = self._attachment.perf_events
         if slow >= attach.SLOW_DETACH:
-            self._say(
-                f"{slow} events with their fields: the kernel will take about {detach_s(slow)} s to let go of them"
-            )
+            self._say(f"{slow} perf events: the kernel will take about {detach_s(slow)} s to let go of them")
 
     def _event_id(self, label: str) -> int:
         group, _, name = label.partition(":")
@@ -299,7 +297,7 @@ class LiveSource:
             self._helpers.spaces.update()
         if self._lowering is None or self._lowering.tables is None:
             return
-        if last and self._attachment is not None and self._attachment.perf_tracepoints < attach.SLOW_DETACH:
+        if last and self._attachment is not None and self._attachment.perf_events < attach.SLOW_DETACH:
             self._missed = self._missed_by_links()
             self._attachment.detach()
         self._lowering.tables.drain()
@@ -403,7 +401,7 @@ class LiveSource:
     def close(self) -> None:
         """See vm.event.Source.close."""
         if self._attachment is not None:
-            slow = self._attachment.perf_tracepoints
+            slow = self._attachment.perf_events
             if slow >= attach.SLOW_DETACH:
                 self._say(f"letting go of {slow} events takes about {detach_s(slow)} s")
             self._attachment.close()

@@ -14,6 +14,7 @@ import pytest
 from tracing import Traced, python, trace
 
 from ktap import kernel, links
+from ktap.functions import kernel_functions
 from ktap.live import LiveSource
 from vm.diagnostic import Refusal
 from vm.limits import Limits
@@ -234,6 +235,27 @@ def test_functions_are_listed_with_their_parameters() -> None:
     assert "    retval  ssize_t  (with %return)\n" in told
     wrong = subprocess.run([*command, "probe:vfs_raed"], capture_output=True, text=True)
     assert wrong.returncode == 1 and "did you mean `probe:vfs_read`?" in wrong.stderr
+
+
+SHARED = ("name_show", "state_show", "init_once", "parse_options")
+"""Names that several files of the kernel give functions of their own."""
+
+
+@pytest.mark.parametrize("event", ["{}", "{}%return", "{}*"])
+def test_all_functions_of_one_name_are_probed(event: str) -> None:
+    functions = kernel_functions()
+    name = max(SHARED, key=lambda one: len(functions.addresses([one]).get(one, [])))
+    count = len(functions.addresses([name])[name])
+    assert count > 1
+    traced = trace(f"trace probe:{event.format(name)} {{ }}", python("pass"))
+    assert isinstance(traced.source, LiveSource)
+    labels = [label for label in traced.source.backends if label.startswith(f"probe:{name} (") or "%return (" in label]
+    if event.endswith("*"):  # where the function tracer tells names only, a glob leaves them out
+        assert len(labels) > 1 or SECOND == "+0x5"
+    else:
+        assert len(labels) == count
+    with pytest.raises(Refusal, match=f"functions are called `{name}`"):
+        trace(f"trace probe:{name}+0x10 {{ }}", duration_s=0.1)
 
 
 SLEEPERS = 30
