@@ -18,6 +18,7 @@ As for ktap.bpf, what is imported here loads quickly.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import time
 from binascii import crc32
@@ -142,11 +143,16 @@ def _read(data: bytes, words: Sequence[str]) -> Sequence[bytes]:
     line, kernel, script, text, *steps = _parts(body, 0)
     if line != _join(words) or kernel != _kernel():
         return ()
-    if script:
-        with open(script, "rb") as file:
-            if file.read() != text:
-                return ()
-    return steps
+    return steps if not script or _holds(script, text) else ()
+
+
+def _holds(path: bytes, text: bytes) -> bool:
+    """Whether a file holds a text. What can be read once only (a pipe, a terminal) is left alone."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode) or status.st_size != len(text):
+        return False
+    with open(path, "rb") as file:
+        return file.read() == text
 
 
 def _parts(data: bytes, start: int) -> List[bytes]:

@@ -122,11 +122,13 @@ def keeper(machine: Machine, options: Options, child: Optional[int]) -> Optional
     """What keeps the kernel objects of a run for the next one to begin with; None for a run that takes its own way.
 
     Events may count before the main chunk runs only where nobody could tell the difference; and what is told of a
-    process or is read from standard input is another thing each time.
+    process or comes through a pipe is another thing each time.
     """
     own = options.action == "run" and options.record is None and not options.dry_run
     script, source = options.script or "", machine.program.source
-    if not own or script == "-" or script.endswith(".kpc") or source is None:
+    if not own or source is None or script == "-" or script.endswith(".kpc"):
+        return None
+    if script and not os.path.isfile(script):
         return None
     if options.pid is not None or child is not None or not is_quick(machine.program):
         return None

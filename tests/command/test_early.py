@@ -178,6 +178,26 @@ def test_a_script_that_has_changed(ktap: Ktap, tmp_path: Path) -> None:
     assert "cannot read" in ktap("-v", "-d", "0.05", str(script), status=2).stderr
 
 
+@pytest.mark.live
+def test_a_script_that_can_be_read_once(ktap: Ktap, environment: dict[str, str], tmp_path: Path, cache: Path) -> None:
+    """A pipe is not looked into, also where the same name was a file before."""
+    script = tmp_path / "a.kp"
+    text = "n = 0 trace sched:sched_switch { n += 1 } trace_end { print(n >= 0) }"
+    script.write_text(text)
+    words = ("-d", "0.05", str(script))
+    assert not again(ktap, *words)
+    assert again(ktap, *words)
+    script.unlink()
+    os.mkfifo(script)
+    for _ in range(2):
+        running = subprocess.Popen(
+            [*COMMAND, "-v", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        )
+        script.write_text(text)
+        out, errors = running.communicate(timeout=60)
+        assert (out, TAKEN.encode() in errors) == (b"true\n", False)
+
+
 # -- entries that are not what they should be ---------------------------------------------------
 
 
