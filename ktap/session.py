@@ -218,7 +218,6 @@ def trace(machine: Machine, output: Output, child: Optional[Child], options: Opt
         tell(text)
 
     def begin() -> None:
-        gc.freeze()
         gc.set_threshold(RUNNING_OBJECTS)
         if options.verbose:
             notice(f"probes are live after {(time.monotonic_ns() - started_ns) // 1_000_000} ms")
