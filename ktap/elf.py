@@ -190,6 +190,11 @@ class Binary:
             yield f"{directory}/.debug/{self._debug_link}"
             yield f"{DEBUG_ROOT}{directory}/{self._debug_link}"
 
+    def first_bytes(self, offsets: Sequence[int], size: int) -> List[bytes]:
+        """What the file has at places. Raises OSError and NotElf."""
+        with _open(self.path) as file:
+            return [os.pread(file.fileno(), size, offset) for offset in offsets]
+
     def address_named(self, name: str) -> Optional[int]:
         """The address of a function or a variable, None where the file's own tables have none of the name."""
         with _open(self.path) as file, _parsing():

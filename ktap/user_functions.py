@@ -24,6 +24,13 @@ RETURN = "%return"
 FETCH_BEHIND_NAME = re.compile(r"\s+(?=(\w+=)?[%$@+\\-])")
 PLACE = re.compile(r"(0[xX][0-9a-fA-F]+|\d+)$")
 BEHIND = re.compile(r"(.+)\+(0[xX][0-9a-fA-F]+|\d+)$")
+RETURNS_AGAIN = frozenset(
+    {
+        *("setjmp", "_setjmp", "__setjmp", "sigsetjmp", "__sigsetjmp", "savectx"),
+        *("getcontext", "__getcontext", "swapcontext", "__swapcontext", "vfork", "__vfork"),
+    }
+)
+"""What keeps its return address to go there once more."""
 WORD_BYTES = 8
 PARTS = (".cold", ".part.")
 """What the compiler adds to the names of pieces of a function, which are entered by jumps and return for it."""
@@ -138,28 +145,69 @@ def find_functions(written: Written, unsafe: bool) -> List[Found]:
     """The functions an event means, each place once, in the order of the file. Raises NoEvent."""
     binary = open_target(written.target)
     found = _found(binary, written, unsafe)
-    if written.returns and not unsafe:
-        _check_returns(binary, found)
-    return found
+    if unsafe:
+        return found
+    found = _stepped_right(binary, found)
+    return _returning(binary, found) if written.returns else found
 
 
-def _check_returns(binary: Binary, found: Sequence[Found]) -> None:
+VECTOR_PREFIXES = {0xC5: 2, 0xC4: 3, 0x62: 4}
+"""VEX and EVEX: how many bytes the prefix takes, of which the opcode is behind."""
+MISTAKEN = frozenset(
+    {*range(0x50, 0x58), *range(0x70, 0x80), 0x90, 0x9A, 0x9D, 0xC2, 0xC3, 0xCA, 0xCB, 0xE8, 0xE9, 0xEA, 0xEB, 0xFF}
+)
+"""Opcodes that the kernel does not execute but imitate, or that it mends things after, whatever prefix they have: a
+`vpbroadcastb` at a probe is a conditional jump to it (Linux up to 6.18 at least, arch/x86/kernel/uprobes.c,
+branch_setup_ops and arch_uprobe_analyze_insn, which look at the opcode alone)."""
+
+
+def _stepped_right(binary: Binary, found: List[Found]) -> List[Found]:
+    """The functions whose first instruction the kernel executes as it is under a probe. Raises NoEvent."""
+    if binary.machine != "x64":
+        return found
+    try:
+        codes = binary.first_bytes([one.spot.offset for one in found], 1 + max(VECTOR_PREFIXES.values()))
+    except (OSError, NotElf) as error:
+        raise NoEvent(f"cannot read {binary.path}: {error}") from error
+    right = [one for one, code in zip(found, codes) if not _is_mistaken(code)]
+    if found and not right:
+        name = found[0].name
+        raise NoEvent(
+            f"`{name}` begins with an instruction on vectors that the kernel takes for another one under a probe",
+            "the program would go wrong; --unsafe probes it all the same",
+        )
+    return right
+
+
+def _is_mistaken(code: bytes) -> bool:
+    size = VECTOR_PREFIXES.get(code[0]) if code else None
+    return size is not None and len(code) > size and code[size] in MISTAKEN
+
+
+def _returning(binary: Binary, found: List[Found]) -> List[Found]:
     """A probe at a return puts another address in the place of the caller's, and not every program bears that.
 
     Whoever unwinds the stack, as exceptions and panics do, does not find the way past it and ends the program;
-    Go moves stacks and then finds an address that is not its own. Raises NoEvent.
+    Go moves stacks and then finds an address that is not its own; setjmp gives its caller's to longjmp. What a glob
+    means besides is left out. Raises NoEvent.
     """
+    places = {one.spot.offset for one in found}
+    again = {f.offset: f.name for f in binary.functions if f.offset in places and f.name in RETURNS_AGAIN}
+    left = [one for one in found if one.spot.offset not in again]
+    if found and not left:
+        message = f"the return of `{found[0].name}` is not probed: it returns once more to an address that is the probe's then"
+        raise NoEvent(message, "probe its entry, or say --unsafe")
     why = None
     if binary.moves_stacks:
         why, names = "is a program in Go, which ends when it finds the probe's address on its stack", found
     elif binary.throws:
-        places = {one.spot.offset for one in found}
         mangled = {f.offset for f in binary.functions if f.offset in places and is_mangled(f.name)}
         why = "throws exceptions, and one that passes through a function whose return is probed ends the program"
         names = [one for one in found if one.spot.offset in mangled]
     if why is not None and names:
         what = f"`{names[0].name}`" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
         raise NoEvent(f"the return of {what} is not probed: {binary.path} {why}", "probe its entry, or say --unsafe")
+    return left
 
 
 def _found(binary: Binary, written: Written, unsafe: bool) -> List[Found]:

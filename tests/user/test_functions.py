@@ -20,9 +20,11 @@ from tracing import EVENTS, TRANSPORTS, Traced, trace
 from ktap import kernel, uprobes
 from ktap.attach import Attachment
 from ktap.elf import open_binary
+from ktap.libraries import find_file
 from ktap.user_functions import find_functions, open_target, take_apart
 from ktap.waiting import can_wait
 from vm.diagnostic import Refusal
+from vm.limits import Limits
 
 pytestmark = pytest.mark.live
 
@@ -408,6 +410,47 @@ def test_returns_through_which_exceptions_may_pass(tmp_path: Path) -> None:
     assert "--unsafe" in told
     assert "and 1 more" in message(f"trace probe:{program}:_Z*[dr]i%return {{ }}")
     assert find_functions(take_apart(f"probe:{program}:passed%return"), unsafe=True)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the instructions are those of x86-64")
+def test_instructions_that_the_kernel_takes_for_others(tmp_path: Path) -> None:
+    """A probe at `vpbroadcastb` or `vxorps` would be a jump or a push to it, and the program would go wrong."""
+    text = r"""
+    __asm__(".text\n"
+        ".globl broadcasts, clears, adds\n.type broadcasts, @function\n.type clears, @function\n.type adds, @function\n"
+        "broadcasts: .byte 0x62, 0xe2, 0x7d, 0x28, 0x7a, 0xce\nret\n.size broadcasts, .-broadcasts\n"
+        "clears: vxorps %xmm0, %xmm0, %xmm0\nret\n.size clears, .-clears\n"
+        "adds: vpaddd %xmm0, %xmm0, %xmm0\nret\n.size adds, .-adds\n");
+    int main() { return 0; }
+    """
+    program = compiled(tmp_path / "vectors", text)
+    for name in ("broadcasts", "clears", "clears%return", "broadcast*"):
+        assert "takes for another one under a probe" in message(f"trace probe:{program}:{name} {{ }}")
+    names = {found.name for found in find_functions(take_apart(f"probe:{program}:*s"), unsafe=False)}
+    assert "adds" in names
+    assert not names & {"broadcasts", "clears"}
+    assert find_functions(take_apart(f"probe:{program}:clears"), unsafe=True)
+
+
+def test_every_function_of_libc_probed(tmp_path: Path) -> None:
+    """A shell that has a libc of its own, all of whose functions are probed, does what it does."""
+    libc = find_file("libc.so.6")
+    if libc is None:
+        pytest.skip("no libc.so.6")
+    shutil.copy(libc, tmp_path / "libc.so.6")
+    script = f"trace probe:{tmp_path}/libc.so.6:* {{ n[probename] += 1 }} trace_end {{ print(len(n) > 100) }}"
+    ends = tmp_path / "ends"
+    shell = f"export LD_LIBRARY_PATH={tmp_path}; {shutil.which('bash') or 'sh'} -c 'printf \"%s %d\\n\" hi 5 > {ends}; (exit 3); echo $? >> {ends}'"
+    assert trace(script, ["sh", "-c", shell], limits=Limits(probes=10_000)).lines == ["true"]
+    assert ends.read_text() == "hi 5\n3\n"
+
+
+def test_returns_of_what_returns_again() -> None:
+    told = message("trace probe:libc:__sigsetjmp%return { }")
+    assert "returns once more" in told
+    assert "--unsafe" in told
+    names = {found.name for found in find_functions(take_apart("probe:libc:*jmp*%return"), unsafe=False)}
+    assert not names & {"setjmp", "_setjmp", "__sigsetjmp"}
 
 
 def test_functions_of_32_bit_programs(tmp_path: Path) -> None:
