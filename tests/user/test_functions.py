@@ -180,8 +180,11 @@ def test_a_file_replaced_while_it_is_probed(tmp_path: Path) -> None:
 
 def first_byte(pid: int, function: str) -> int:
     """Of a function's code as it is in a process's memory now: a probe is a breakpoint there."""
-    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    line = next(line for line in maps if line.split()[1][2] == "x" and line.endswith("work"))
+    line = ""
+    until = time.monotonic() + 20
+    while not line and time.monotonic() < until:  # it may have been started only now
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        line = next((line for line in maps if line.split()[1][2] == "x" and line.endswith("work")), "")
     offset = next(f.offset for f in open_binary(line.split()[-1]).functions if f.name == function)
     with open(f"/proc/{pid}/mem", "rb") as memory:
         memory.seek(int(line.split("-")[0], 16) + offset - int(line.split()[2], 16))
