@@ -180,9 +180,22 @@ def version(options: Options) -> int:
 def help_page(options: Options) -> int:
     """`ktap help` and `ktap -h`."""
     topic = options.arguments[0] if options.arguments else ""
-    if topic not in TOPICS:
-        raise refuse(f"no help on {topic}", "there is help on " + ", ".join(name for name in TOPICS if name))
-    return say(TOPICS[topic]())
+    if topic in TOPICS:
+        return say(TOPICS[topic]())
+    rows = named_rows(topic)
+    if not rows:
+        hint = "there is help on " + ", ".join(name for name in TOPICS if name) + " and on every function and variable"
+        raise refuse(f"no help on {topic}", hint)
+    return say("\n".join(columns(rows)) + "\n")
+
+
+def named_rows(name: str) -> list[tuple[str, str]]:
+    """What is said of a function, of all functions of a library, or of a variable of events."""
+    from vm.event import VARIABLES
+    from vm.library import rows
+
+    functions = [(row.signature, row.help) for row in rows() if name in (row.name, row.name.partition(".")[0])]
+    return functions or [(row.name, row.help) for row in VARIABLES if row.name == name]
 
 
 def usage() -> str:

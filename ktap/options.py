@@ -197,7 +197,7 @@ ACTIONS = {
     "dump": "dump [--stage ast|bytecode|llvm|bpf|maps] SCRIPT: print what is made of a script",
     "list": "list [-v] [GLOB]: events of this machine, with their fields",
     "doctor": "doctor: what works on this machine, what does not, and what to do",
-    "help": "help [functions|variables|limits]: this, or a table",
+    "help": "help [functions|variables|limits|NAME]: this, a table, or one function or variable",
 }
 """What a first word can ask for instead of a script (a script of that name: `./list`)."""
 

@@ -165,6 +165,12 @@ def test_version_and_help(ktap: Ktap) -> None:
     assert "--max-entries 16384" in ktap("help", "limits").stdout
 
 
+def test_help_on_a_name(ktap: Ktap) -> None:
+    assert ktap("help", "string.upper").stdout.startswith("  string.upper(s: string)")
+    assert ktap("help", "string").stdout.count("string.") == ktap("help", "functions").stdout.count("  string.")
+    assert ktap("help", "execname").stdout.startswith("  execname ")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -172,7 +178,10 @@ def test_version_and_help(ktap: Ktap) -> None:
         (("nosuch.kp",), "cannot read nosuch.kp: No such file or directory"),
         (("/",), "cannot read /: Is a directory"),
         (("--nosuch",), "unknown option --nosuch"),
-        (("help", "me"), "no help on me; there is help on functions, variables, limits"),
+        (
+            ("help", "me"),
+            "no help on me; there is help on functions, variables, limits and on every function and variable",
+        ),
         (("-o", "/nosuch/file", "-e", "print(1)"), "cannot write /nosuch/file: No such file or directory"),
         (("-e", "print(1)", "--", "/nosuch/program"), "cannot run /nosuch/program; no such program"),
         (("-e", "print(1)", "--", "nosuchprogram"), "cannot run nosuchprogram; no such program"),
