@@ -80,7 +80,7 @@ def test_folded_stacks_for_flame_graphs(busy: Path, tier: str) -> None:
         stack, _, count = line.rpartition(" ")
         counts[stack] = int(count)
     hot = sum(count for stack, count in counts.items() if re.match(r"busy;.*main;warm;hot(;|$)", stack))
-    assert hot > 0.7 * sum(counts.values())
+    assert hot > 0.5 * sum(counts.values())
 
 
 @pytest.mark.parametrize("tier", TIERS)
