@@ -24,13 +24,17 @@ RETURN = "%return"
 FETCH_BEHIND_NAME = re.compile(r"\s+(?=(\w+=)?[%$@+\\-])")
 PLACE = re.compile(r"(0[xX][0-9a-fA-F]+|\d+)$")
 BEHIND = re.compile(r"(.+)\+(0[xX][0-9a-fA-F]+|\d+)$")
-RETURNS_AGAIN = frozenset(
+RETURNS_ODDLY = frozenset(
     {
         *("setjmp", "_setjmp", "__setjmp", "sigsetjmp", "__sigsetjmp", "savectx"),
         *("getcontext", "__getcontext", "swapcontext", "__swapcontext", "vfork", "__vfork"),
+        *("_start", "_dl_start_user", "__restore_rt", "__restore", "__start_context"),
     }
 )
-"""What keeps its return address to go there once more."""
+"""What keeps its return address to go there once more, and what nobody has called: there is something else on top of
+the stack, which a probe would write over."""
+NOT_CALLED = ("_dl_runtime_", "_dl_tlsdesc_")
+"""How the names of more of these begin."""
 WORD_BYTES = 8
 PARTS = (".cold", ".part.")
 """What the compiler adds to the names of pieces of a function, which are entered by jumps and return for it."""
@@ -179,6 +183,10 @@ def _stepped_right(binary: Binary, found: List[Found]) -> List[Found]:
     return right
 
 
+def _returns_oddly(name: str) -> bool:
+    return name in RETURNS_ODDLY or name.startswith(NOT_CALLED)
+
+
 def _is_mistaken(code: bytes) -> bool:
     size = VECTOR_PREFIXES.get(code[0]) if code else None
     return size is not None and len(code) > size and code[size] in MISTAKEN
@@ -192,11 +200,11 @@ def _returning(binary: Binary, found: List[Found]) -> List[Found]:
     means besides is left out. Raises NoEvent.
     """
     places = {one.spot.offset for one in found}
-    again = {f.offset: f.name for f in binary.functions if f.offset in places and f.name in RETURNS_AGAIN}
+    again = {f.offset for f in binary.functions if f.offset in places and _returns_oddly(f.name)}
     left = [one for one in found if one.spot.offset not in again]
     if found and not left:
-        message = f"the return of `{found[0].name}` is not probed: it returns once more to an address that is the probe's then"
-        raise NoEvent(message, "probe its entry, or say --unsafe")
+        message = f"the return of `{found[0].name}` is not probed: it does not return as functions do"
+        raise NoEvent(message, "the program would go wrong; probe its entry, or say --unsafe")
     why = None
     if binary.moves_stacks:
         why, names = "is a program in Go, which ends when it finds the probe's address on its stack", found

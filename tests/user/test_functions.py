@@ -448,12 +448,17 @@ def test_every_function_of_libc_probed(tmp_path: Path) -> None:
     assert ends.read_text() == "hi 5\n3\n"
 
 
-def test_returns_of_what_returns_again() -> None:
+def test_returns_of_what_does_not_return_as_functions_do(tmp_path: Path) -> None:
     told = message("trace probe:libc:__sigsetjmp%return { }")
-    assert "returns once more" in told
+    assert "does not return as functions do" in told
     assert "--unsafe" in told
     names = {found.name for found in find_functions(take_apart("probe:libc:*jmp*%return"), unsafe=False)}
     assert not names & {"setjmp", "_setjmp", "__sigsetjmp"}
+    program = compiled(tmp_path / "counts", "int main(int argc, char **argv) { return argc; }")
+    ends = tmp_path / "ends"
+    script = f"var n = 0 trace probe:{program}:*%return {{ n += 1 }} trace_end {{ print(n > 0) }}"
+    assert run(script, "sh", "-c", f"{program} a b; echo $? > {ends}").lines == ["true"]
+    assert ends.read_text() == "3\n"
 
 
 def test_functions_of_32_bit_programs(tmp_path: Path) -> None:
