@@ -73,6 +73,13 @@ class Program(NamedTuple):
     label: str
     fd: int
     made: Made
+    events: int = 1
+    """How many it serves, of which `label` is the first."""
+
+    @property
+    def what(self) -> str:
+        """All that it serves, in a few words."""
+        return self.label if self.events == 1 else f"{self.label} and {self.events - 1} more"
 
 
 class Options(NamedTuple):
@@ -339,11 +346,16 @@ class Attachment:
         self.backends.update((event.wanted.label, uprobes.NAMES[attach_type]) for _, event in group)
         if not self._options.attaching or self._verified is not None:
             return []
+        self._serves(len(group))
         places = [uprobes.Place(event.wanted.spot, number) for number, event in group if event.wanted.spot is not None]
         attached = uprobes.attach(fd, places, wanted.context == USER_RETURN)
         self._events += attached.fds
         events = dict(group)
         return [Skipped(events[place.cookie], error) for place, error in attached.refused]
+
+    def _serves(self, events: int) -> None:
+        """Note how many events the program loaded last is for."""
+        self.programs[-1] = self.programs[-1]._replace(events=events)
 
     def _claims(self, label: str) -> int:
         fd = claiming.make()
@@ -416,6 +428,7 @@ class Attachment:
         self.backends.update((event.wanted.label, links.NAMES[kind]) for _, event in group)
         if not self._options.attaching or self._verified is not None:
             return []
+        self._serves(len(group))
         attached = links.attach(fd, places, wanted.context == CALL_RETURN)
         self._events += attached.fds
         self.counting += attached.counting

@@ -377,7 +377,7 @@ class LiveSource:
         for program in self._attachment.programs:
             missed = kernel.program_info(program.fd).misses
             if missed:
-                found.append(Loss("fired while the same program ran", program.label, missed))
+                found.append(Loss("fired while the same program ran", program.what, missed))
         for label, claims in self._attachment.claims:
             missed = claiming.missed(claims)
             if missed:

@@ -328,6 +328,8 @@ def test_five_thousand_functions() -> None:
     traced = trace(script, python(NULLS), tier="kernel", limits=Limits()._replace(probes=30_000))
     assert traced.lines == ["true"]
     assert isinstance(traced.source, LiveSource) and len(traced.source.backends) > 5_000
+    for loss in traced.losses:
+        assert re.search(r" and \d+ more$", loss.where)
     print(f"{len(traced.source.backends)} functions, {time.monotonic() - started:.1f} s in all")
     assert (kernel.object_ids(kernel.LINK_NEXT_ID), kernel.object_ids(kernel.PROGRAM_NEXT_ID)) == before
 
