@@ -139,6 +139,8 @@ def _symbol(emitter: Emitter, operation: Operation, values: List[Value], result:
 
 
 def _state(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
+    if result.is_only("nil"):
+        return of_constant(None)
     value = emitter.environment.event(state_name(operation), emitter.texts)
     if not result.can_be("boolean"):
         return value

@@ -374,3 +374,11 @@ def test_events_in_interrupts() -> None:
         pytest.skip("this kernel does not tell where its preemption count is")
     assert "call\tfalse" in traced.lines
     assert "interrupt\tfalse" not in traced.lines
+
+
+@pytest.mark.parametrize("tier", ["vm", "auto"])
+def test_in_interrupt_where_the_kernel_does_not_tell(tier: str) -> None:
+    script = "trace syscalls:sys_enter_getppid { print(in_interrupt()) }"
+    traced = trace(script, python("import os; os.getppid()"), tier=tier)
+    told = not any("in_interrupt is nil" in notice for notice in traced.notices)
+    assert traced.lines == ["false" if told else "nil"]
