@@ -6,8 +6,9 @@ One class is made for each kind of point, with a property a name; the object is 
 
 from __future__ import annotations
 
+from operator import itemgetter
 from struct import Struct
-from typing import Callable, Dict, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ktap import demand
 from ktap.event_format import INTEGER, POINTER, RETVAL, EventFormat, Field, reader
@@ -124,6 +125,7 @@ class CapturedEvent:
     def memory(self, space: str, kind: str, address: int, size: int) -> Optional[bytes]:
         """See vm.event.Event.memory."""
         found = False
+        texts: List[Tuple[int, object]] = []
         for read, place in self.reads:
             if read.space != space or read.kind != kind:
                 continue
@@ -134,11 +136,15 @@ class CapturedEvent:
             behind = wrap(address - start)
             if kind == demand.STRING:
                 if behind == 0:
-                    return data[:size] if isinstance(data, bytes) else None
+                    texts.append((read.most_bytes, data))
             elif 0 <= behind < max(1, read.most_bytes):
                 found = True
                 if isinstance(data, bytes) and behind + size <= max(len(data), read.most_bytes):
                     return data[behind : behind + size]
+        if texts:  # the shortest that has as many bytes: a longer one may have met memory that cannot be read
+            enough = [text for text in texts if text[0] > size]
+            _, data = min(enough, key=itemgetter(0)) if enough else max(texts, key=itemgetter(0))
+            return data[:size] if isinstance(data, bytes) else None
         if found:
             return None
         raise LookupError(f"{space} memory at {address & 0xFFFFFFFFFFFFFFFF:#x} was not captured when the event fired")
