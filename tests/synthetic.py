@@ -174,7 +174,8 @@ class SyntheticSource:
     def poll(self, timeout_ns: int) -> Batch:
         batch, self.records = self.records[:BATCH], self.records[BATCH:]
         if batch:
-            self.time_ns = int(str(batch[-1][0]))
+            seam = bool(self.records) and self.records[0][0] == batch[-1][0]  # what fired at that time goes on
+            self.time_ns = int(str(batch[-1][0])) - seam
         return Batch(batch, self.time_ns, not self.records)
 
     def settle(self, last: bool = False) -> None:

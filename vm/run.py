@@ -248,14 +248,14 @@ class Run:
 
 
 def dropped_keys(machine: Machine) -> List[Loss]:
-    """The new keys that tables did not take: for each table that has a name, and for all others together."""
+    """The new keys that tables did not take: for each table that has a name, in order, and for all others together."""
     limit = f"limit of {machine.limits.table_entries} entries"
     found: Dict[str, int] = {}
     for table, keys in machine.account.drops.values():
         name = name_of(machine, table)
         where = limit if name is None else f"{name}, {limit}"
         found[where] = found.get(where, 0) + keys
-    return [Loss(TABLE_FULL, where, keys) for where, keys in found.items()]
+    return [Loss(TABLE_FULL, where, keys) for where, keys in sorted(found.items())]
 
 
 def is_own(probe: Probe) -> bool:

@@ -89,7 +89,11 @@ def the_end(total: Tally, differences: int, took_s: float) -> int:
     """Print the sums; the exit status."""
     print("handlers stayed in the VM because it")
     print("".join(f"{count:6} {reason}\n" for reason, count in total.reasons.most_common(12)), end="")
-    print(f"{total.programs} programs in {took_s:.0f} s: {total.summary()}; {differences} differences")
+    for shown in total.unrepeated:
+        print(f"a difference that was none when the program was compared again:\n{shown}\n")
+    print(
+        f"{total.programs} programs in {took_s:.0f} s: {total.summary()}; {differences} differences, {len(total.unrepeated)} that did not come again"
+    )
     if total.lowered_percent < LEAST_LOWERED_PERCENT:
         print(f"fewer than {LEAST_LOWERED_PERCENT}% had handlers in the kernel, which proves too little")
     return int(differences > 0 or total.lowered_percent < LEAST_LOWERED_PERCENT)

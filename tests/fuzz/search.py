@@ -43,6 +43,8 @@ class Tally:
     def __init__(self) -> None:
         self.rows: dict[int, Row] = {}
         self.reasons: Counter[str] = Counter()
+        self.unrepeated: list[str] = []
+        """Differences that were none when the program was compared again, as text."""
 
     def add(self, compared: Compared) -> None:
         drawn, lowered = compared.drawn, compared.lowered
@@ -55,6 +57,7 @@ class Tally:
         """Add what another search compared."""
         self.rows.update(other.rows)
         self.reasons.update(other.reasons)
+        self.unrepeated += other.unrepeated
 
     @property
     def programs(self) -> int:
@@ -148,7 +151,9 @@ def check(drawn: Drawn, tally: Tally, shown: list[str]) -> None:
     mistakes = [reason for reason in compared.reasons if OUR_MISTAKES.search(reason)]
     if not compared.is_same or mistakes:
         shown.append("\n".join([case_of(compared), *mistakes, *difference(compared)]))
-        raise Differs
+        if mistakes or not compare(drawn).is_same:
+            raise Differs
+        tally.unrepeated.append(shown[-1])
     tally.add(compared)
 
 
