@@ -66,6 +66,20 @@ def test_every_way_to_reach_a_function_counts_every_call(tier: str) -> None:
     assert backends(traced) == {"fentry", "fexit", "kprobe"} | many
 
 
+@pytest.mark.parametrize("backend", ["bpf", "perf"])
+def test_backends_count_alike(backend: str) -> None:
+    events = (FUNCTION, f"{FUNCTION}%return", f"{FUNCTION}{SECOND}", "read_nul*")
+    counts = [f"n{number}" for number in range(len(events))]
+    script = "".join(f"var {n} = 0 trace probe:{event} {{ {n} += 1 }}\n" for n, event in zip(counts, events))
+    script += f"""
+    trace probe:do_sys_openat2 f=+0(%si):ustring {{ if (args.f == "/dev/null") {{ print(args.f) }} }}
+    trace_end {{ print({", ".join(counts)}) }}
+    """
+    command = [sys.executable, "-m", "ktap", "-q", "--backend", backend, "-e", script, "--", *python(NULLS)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["/dev/null", "\t".join([str(CALLS)] * len(events))], done.stderr
+
+
 def test_a_place_within_a_function() -> None:
     script = (
         f"var n = 0\ntrace probe:{FUNCTION}{SECOND} {{ n += 1  where = probename }}\ntrace_end {{ print(n, where) }}"
