@@ -193,7 +193,7 @@ BY_SPELLING = {spelling: flag for flag in FLAGS for spelling in flag.spellings}
 
 ACTIONS = {
     "compile": "compile SCRIPT -o FILE [--strip]: write bytecode that ktap (or python3 -m vm) runs",
-    "explain": "explain SCRIPT: where each handler runs and why, and what that takes of the kernel",
+    "explain": "explain SCRIPT [ARGUMENT ...]: where each handler runs and why, and what that takes of the kernel",
     "dump": "dump [--stage ast|bytecode|llvm|bpf|maps] SCRIPT: print what is made of a script",
     "list": "list [-v] [GLOB]: events of this machine, with their fields",
     "doctor": "doctor: what works on this machine, what does not, and what to do",
@@ -228,7 +228,7 @@ def parse(words: Sequence[str]) -> Options:
 def _read_words(words: list[str], fields: dict[str, Any]) -> tuple[list[tuple[str, Flag]], list[str]]:
     """Read flags into `fields`; return them as spelled, and the operands.
 
-    When a script is to run, its own arguments begin at the first word that is no flag.
+    When a script is to run or explained, its own arguments begin at the first word that is no flag.
     """
     used: list[tuple[str, Flag]] = []
     operands: list[str] = []
@@ -236,7 +236,7 @@ def _read_words(words: list[str], fields: dict[str, Any]) -> tuple[list[tuple[st
         word = words.pop(0)
         if not word.startswith("-") or word == "-":
             operands.append(word)
-            if fields.get("action", "run") in ("run", "bytecode"):
+            if fields.get("action", "run") in ("run", "bytecode", "explain"):
                 return used, operands + words
             continue
         spelling, flag, text = _find(word)

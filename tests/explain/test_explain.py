@@ -165,3 +165,13 @@ def test_without_privilege(ktap: Ktap) -> None:
     done = ktap("explain", "-e", COUNT, prefix=nobody, cwd=Path("/"))
     assert "not known" in done.stdout
     assert "where handlers run was not found out" in done.stdout
+
+
+@live
+def test_a_script_is_explained_with_its_arguments(ktap: Ktap) -> None:
+    """What it does with them decides what its handlers do."""
+    script = (
+        "trace sched:sched_switch { if (arg.lines) { print(string.upper(execname)) } else { s[execname] += 1 } } s = {}"
+    )
+    assert re.search(r"^  kernel +1  trace sched", ktap("explain", "-e", script).stdout, re.M)
+    assert "calls string.upper, which only the VM has" in ktap("explain", "-", "--lines", input=script).stdout
