@@ -15,6 +15,7 @@ from typing import Callable, List, Mapping, Optional, Tuple
 
 from compiler.ir import Writer
 from ktap import claiming, deferred, demand, waiting
+from ktap.bodies import Body
 from ktap.calls import CALL_CONTEXTS, TYPED_CONTEXTS, Called, typed_words
 from ktap.captured import READ, RECORD
 from ktap.event_format import EventFormat
@@ -22,7 +23,6 @@ from ktap.fetched import Recipe, fill_record
 from ktap.filling import UNREAD, fill_fixed, fill_varying
 from ktap.kernel import Compat
 from ktap.layout import Layout, aligned, integer
-from ktap.members import Member
 from ktap.predicate import UNDECIDED_OFFSET, Predicate, lower, searches, text_area
 from ktap.sending import RING, STACK_RECORD_BYTES, send
 from vm.named_tuple import NamedTuple
@@ -70,44 +70,6 @@ REGISTERS = {
     "x86_64": Registers(120, (112, 104, 96, 56, 72, 64)),
     "aarch64": Registers(280, (0, 8, 16, 24, 32, 40)),
 }
-
-
-class Access(NamedTuple):
-    """Where a lowered handler finds a value of the raw record; `kind` is a field's, or empty where there is none."""
-
-    name: str
-    kind: str = ""
-    offset: int = 0
-    size_bytes: int = 0
-    signed: bool = False
-    place: str = ""
-
-
-class Body(NamedTuple):
-    """A lowered handler of an event: its number, the filter it has, what it reads of the record."""
-
-    handler: int
-    filter: Optional[int]
-    accesses: Tuple[Access, ...]
-    members: Tuple[Tuple[str, Member], ...] = ()
-    """Members of structures, by the variable that names them."""
-    acts: bool = True
-    """Whether it does anything."""
-    enters: bool = False
-    """Whether a function of a process begins where it runs, and it looks at the process's stack."""
-    touches: Tuple[demand.Read, ...] = ()
-    """What it reads of the process that is probed."""
-    late: Tuple[demand.Read, ...] = ()
-    """Memory of the process that may be brought into RAM only while the system call runs."""
-    timed: bool = False
-    """Whether it looks at the clock."""
-
-    @property
-    def needs_record(self) -> bool:
-        """Whether it looks at the raw record."""
-        return bool(self.accesses or self.late) or any(
-            demand.looks_at_record(member.read) for _, member in self.members
-        )
 
 
 class Case(NamedTuple):

@@ -8,7 +8,7 @@ from compiler.ir import Writer
 from ktap import demand
 from ktap.captured import ARGUMENTS, CALLER, IN_INTERRUPT, KERNEL_STACK, MEMBER, READ, RECORD, TASK, USER_STACK
 from ktap.event_format import DATA_LOC, REL_LOC, EventFormat
-from ktap.layout import Layout, Slot
+from ktap.layout import Layout, Slot, variable
 from ktap.registers import MACHINES
 
 if TYPE_CHECKING:
@@ -137,6 +137,15 @@ def _whole_record(frame: Frame, slot: Slot, target: str) -> str:
     w.call("probe_read_kernel", target, size if size.isdigit() else _word(w, size), address)  # zeros if it fails
     w.store(8, _common(frame), target)
     return size
+
+
+def fill_shown(frame: Frame, target: str, size_bytes: int) -> str:
+    """Write the raw record of an event, at most `size_bytes`, for its text; its length as an i64."""
+    slot = variable(RECORD, size_bytes)
+    if frame.case.format is not None:
+        return _whole_record(frame, slot, target)
+    _fill_record(frame, slot, target, 0)
+    return str(size_bytes)
 
 
 def record_bytes(event_format: EventFormat) -> int:

@@ -15,13 +15,13 @@ import errno
 import os
 import struct
 import time
-from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from compiler import backend
 from compiler.lower.flat import Refused
 from ktap import attach, claiming, deferred, kernel
 from ktap.attach import Program as Loaded
-from ktap.captured import IN_INTERRUPT, READ, make_event
+from ktap.captured import IN_INTERRUPT, READ, TextOf, make_event
 from ktap.demand import USER, Demand
 from ktap.follow import Follower
 from ktap.late import Late, Places
@@ -174,6 +174,7 @@ class LiveSource:
     def _lower(self, probes: Sequence[Probe], found: List[Wanted], demands: Dict[int, Demand]) -> List[Wanted]:
         """Choose the handlers that go to the kernel and take them out of what is captured."""
         assert self._lowering is not None
+        self._lowering.text_of = self._texts(found)
         lowered = self._lowering.choose(probes, found)
         self._check([probe for index, probe in enumerate(probes) if index not in lowered])
         if not lowered:
@@ -181,6 +182,19 @@ class LiveSource:
             return found
         self._lowering.prepare(2 * len(found), self._objects)
         return [self._lowering.divided(event, lowered, demands) for event in found]
+
+    def _texts(self, found: Sequence[Wanted]) -> Callable[[int], TextOf]:
+        """What makes argstr of raw records, by the event's number; made when the first is shown."""
+        made: Dict[int, TextOf] = {}
+
+        def text_of(number: int) -> TextOf:
+            if number not in made:
+                event = found[number].format
+                assert event is not None, "argstr of an event without a record stays in the VM"
+                made[number] = self._helpers.format_text(event) or (lambda raw: b"nil")  # as it is shown
+            return made[number]
+
+        return text_of
 
     def _symbols(self, demands: Dict[int, Demand]) -> Dict[str, int]:
         from ktap.needs import symbols_of

@@ -30,21 +30,23 @@ from compiler.lower.snapshot import Box, Closure, Snapshot, reachable, take, tex
 from compiler.lower.stops import can_stop
 from compiler.lower.values import Site
 from ktap import surroundings
-from ktap.capture import SYSCALL_ENTER, USER_CONTEXTS, Body, Case, Frame
-from ktap.captured import Plumbing
+from ktap.bodies import Body
+from ktap.capture import SYSCALL_ENTER, USER_CONTEXTS, Case, Frame
+from ktap.captured import Plumbing, TextOf
 from ktap.deferred import user_reads
 from ktap.demand import KERNEL, Demand
 from ktap.demand import join as joined
 from ktap.objects import Objects
 from ktap.plan import Wanted, enters, value_places
 from ktap.predicate import reads_process
-from ktap.sites import Outside, outside, site_layout
+from ktap.sites import EventNames, Outside, outside, site_layout
 from ktap.surroundings import FrameEnvironment, event_types
 from ktap.tables import SAMPLES, SUMS, KernelTables, Variables
 from ktap.verifier import REFUSED, Unfit
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Probe
 from vm.machine import Machine
+from vm.program import Span
 from vm.values import Table
 
 Made = TypeVar("Made")
@@ -82,6 +84,8 @@ class Lowering:
         """What the handlers of the program that was emitted last need: room for bytes, and for their records."""
         self.refused: Dict[int, Reason] = {}
         """Handlers that stay in the VM, besides those the plan has reasons for."""
+        self.text_of: Callable[[int], TextOf] = lambda number: bytes
+        """What makes argstr of the raw records of an event, by its number; whoever attaches knows."""
         self._types: Dict[int, EventType] = {}
         self._boxes: Dict[int, Box] = {}
         self._stops = False
@@ -304,7 +308,8 @@ class Lowering:
         late = user_reads(demand, value_places(event, {})) if event.context == SYSCALL_ENTER else ()
         touched = user_reads(demand, value_places(event, {})) if event.context in USER_CONTEXTS else ()
         timed = surroundings.reads_time(flat)
-        return Body(handler, filter_index, accesses, members, acts, begins, touched, late, timed)
+        shown = surroundings.shown_bytes(event, Span(1, 1, 1, 1)) if "argstr" in names else 0
+        return Body(handler, filter_index, accesses, members, acts, begins, touched, late, timed, shown)
 
     # -- emitting -----------------------------------------------------------------------------
 
@@ -367,7 +372,8 @@ class Lowering:
 
     def outside(self) -> List[Outside]:
         """What is done with the records of every site, in the order of their numbers."""
-        return [outside(site, self.machine, lambda number: self.names[number], self._plumbing) for site in self.sites]
+        names = EventNames(lambda number: self.names[number], self.text_of)
+        return [outside(site, self.machine, names, self._plumbing) for site in self.sites]
 
 
 def calls(flat: FlatHandler, builtin: str) -> bool:

@@ -10,6 +10,7 @@ from math import inf
 from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ktap import demand
+from ktap.bodies import Body
 from ktap.bystanders import tells_of_others
 from ktap.capture import (
     COUNTER,
@@ -20,7 +21,6 @@ from ktap.capture import (
     TRACEPOINT,
     USER_CONTEXTS,
     USER_ENTRY,
-    Body,
     Case,
 )
 from ktap.captured import (
@@ -130,6 +130,8 @@ def reads_to(event: Captured) -> float:
     """How far into the raw record an event's programs look."""
     case = event.case
     if case.reads or case.members or (case.format is not None and case.layout.item(RECORD) is not None):
+        return inf
+    if any(body.shown_bytes for body in case.bodies):
         return inf
     if any(demand.looks_at_record(member.read) for body in case.bodies for _, member in body.members):
         return inf

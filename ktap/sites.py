@@ -13,7 +13,7 @@ from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from compiler.lower.types import Type
 from compiler.lower.values import Site, Value
-from ktap.captured import NAMES, CapturedEvent, Plumbing
+from ktap.captured import NAMES, CapturedEvent, Plumbing, TextOf
 from ktap.layout import Layout, Slot, Values, aligned, fixed, integer, variable
 from ktap.tables import NameOf, number, unpack_bytes
 from vm.event import Action, Bulk, Event
@@ -31,6 +31,14 @@ COMM_BYTES = 16
 AT_ONCE = 4096
 """Records that are printed at once."""
 Many = Callable[[Sequence[Values]], None]
+
+
+class EventNames(NamedTuple):
+    """What events are called and how they are told, by their numbers."""
+
+    name_of: NameOf
+    text_of: Callable[[int], TextOf]
+    """Makes argstr of a raw record."""
 
 
 class SiteEvent(CapturedEvent):
@@ -52,7 +60,7 @@ class Outside(NamedTuple):
     handle: Action
 
 
-def outside(site: Site, machine: Machine, name_of: NameOf, plumbing: Plumbing) -> Outside:
+def outside(site: Site, machine: Machine, names: EventNames, plumbing: Plumbing) -> Outside:
     """How the VM takes the records of a site: with the builtin that a handler in the VM would call."""
     frames = tuple(Frame(machine.program.functions[call.function].name, call.span) for call in site.frames)
 
@@ -65,7 +73,7 @@ def outside(site: Site, machine: Machine, name_of: NameOf, plumbing: Plumbing) -
 
     if site.detail:
         return Outside(site_layout(site), SiteEvent(), fault)
-    decode = site_values(site, name_of, plumbing)
+    decode = site_values(site, names, plumbing)
     function = machine.builtins[site.name]
 
     def call(depth: int, event: Event) -> object:
@@ -75,11 +83,11 @@ def outside(site: Site, machine: Machine, name_of: NameOf, plumbing: Plumbing) -
             raised.frames = raised.frames or frames
             raise
 
-    many = printer(site, machine, name_of, call)
+    many = printer(site, machine, names, call)
     return Outside(site_layout(site), SiteEvent(), call if many is None else Bulk(call, many))
 
 
-def printer(site: Site, machine: Machine, name_of: NameOf, one: Action) -> Optional[Many]:
+def printer(site: Site, machine: Machine, names: EventNames, one: Action) -> Optional[Many]:
     """Prints many records of a site at once, where each gives what Python's % makes of a tuple of its values.
 
     Where they pass the limit of the output, they are printed one by one.
@@ -87,7 +95,7 @@ def printer(site: Site, machine: Machine, name_of: NameOf, one: Action) -> Optio
     output, host = machine.output, machine.host
     if site.name not in ("print", "printf") or type(output) is not Output:  # stamps are of one event each
         return None
-    columns = columns_of(site, name_of)
+    columns = columns_of(site, names)
     if columns is None:
         return None
     examples = tuple(column.example for column in columns)
@@ -135,7 +143,7 @@ class Column(NamedTuple):
     of: Callable[[Sequence[Sequence[object]]], Iterable[object]]
 
 
-def columns_of(site: Site, name_of: NameOf) -> Optional[List[Column]]:
+def columns_of(site: Site, names: EventNames) -> Optional[List[Column]]:
     """The arguments of a site; None where one of them may be nil, or is neither a number nor a string."""
     layout, constants = site_layout(site), dict(site.constants)
     kinds = iter(enumerate(site.values))
@@ -149,7 +157,7 @@ def columns_of(site: Site, name_of: NameOf) -> Optional[List[Column]]:
         convert = CONVERT.get(next(iter(kind.kinds))) if len(kind.kinds) == 1 else None
         if convert is None or place is None:
             return None
-        found.append(convert(place, kind, name_of))
+        found.append(convert(place, kind, names))
     return found
 
 
@@ -158,25 +166,33 @@ def constant_column(value: object) -> Column:
     return Column(value, lambda items: repeat(value, len(items[0])))
 
 
-def _integers(place: int, kind: Type, name_of: NameOf) -> Column:
+def _integers(place: int, kind: Type, names: EventNames) -> Column:
     return Column(0, lambda items: items[place])
 
 
-def _strings(place: int, kind: Type, name_of: NameOf) -> Column:
+def _strings(place: int, kind: Type, names: EventNames) -> Column:
     if not is_inline(kind):
         return Column(b"", lambda items: items[place])
-    names = NAMES.__getitem__
-    return Column(b"", lambda items: map(names, items[place]))  # type: ignore[arg-type]  # the layout says bytes
+    name = NAMES.__getitem__
+    return Column(b"", lambda items: map(name, items[place]))  # type: ignore[arg-type]  # the layout says bytes
 
 
-def _event_names(place: int, kind: Type, name_of: NameOf) -> Column:
-    return Column(b"", lambda items: map(name_of, items[place]))  # type: ignore[arg-type]  # the layout says q
+def _event_names(place: int, kind: Type, names: EventNames) -> Column:
+    return Column(b"", lambda items: map(names.name_of, items[place]))  # type: ignore[arg-type]  # the layout says q
 
 
-CONVERT: Dict[str, Callable[[int, Type, NameOf], Column]] = {
+def _event_texts(place: int, kind: Type, names: EventNames) -> Column:
+    def texts(items: Sequence[Sequence[object]]) -> Iterable[object]:
+        return (names.text_of(event)(raw) for event, raw in zip(items[place - 1], items[place]))  # type: ignore[arg-type]
+
+    return Column(b"", texts)
+
+
+CONVERT: Dict[str, Callable[[int, Type, EventNames], Column]] = {
     "integer": _integers,
     "string": _strings,
     "probename": _event_names,
+    "argstr": _event_texts,
 }
 """Columns by the kind of their values."""
 
@@ -190,6 +206,8 @@ def site_slots(site: Site, values: Sequence[Value]) -> List[Tuple[str, Tuple[Val
         if kind.is_either:
             found += [(f"text{index}", (value, "text")), (f"number{index}", (value, "number"))]
             found.append((f"value{index}", (value, "bytes")))
+        elif kind.can_be("argstr"):
+            found += [(f"number{index}", (value, "number")), (f"value{index}", (value, "record"))]
         elif not kind.is_only("nil"):
             found.append((f"value{index}", (value, "bytes" if kind.without("nil").is_bytes else "number")))
     return found
@@ -207,6 +225,8 @@ def site_layout(site: Site) -> Layout:
         if kind.is_either:
             slots += [integer(f"text{index}", "B"), integer(f"number{index}", "q")]
             slots.append(variable(f"value{index}", plain.size_bytes))
+        elif kind.can_be("argstr"):
+            slots += [integer(f"number{index}", "q"), variable(f"value{index}", plain.size_bytes)]
         elif not plain.is_bytes:
             slots.append(integer(f"value{index}", "q"))
         elif is_inline(kind):
@@ -221,7 +241,7 @@ def is_inline(kind: Type) -> bool:
     return kind.is_only("string") and kind.size_bytes == COMM_BYTES
 
 
-def site_values(site: Site, name_of: NameOf, plumbing: Plumbing) -> Callable[[Values], List[object]]:
+def site_values(site: Site, names: EventNames, plumbing: Plumbing) -> Callable[[Values], List[object]]:
     """Reads the arguments of a builtin out of a site's record."""
     layout, constants = site_layout(site), dict(site.constants)
     kinds = iter(enumerate(site.values))
@@ -230,7 +250,7 @@ def site_values(site: Site, name_of: NameOf, plumbing: Plumbing) -> Callable[[Va
         if argument in constants:
             readers.append(_constant(constants[argument]))
         else:
-            readers.append(site_value(layout, *next(kinds), name_of, plumbing))
+            readers.append(site_value(layout, *next(kinds), names, plumbing))
     return lambda record: [read(record) for read in readers]
 
 
@@ -239,7 +259,7 @@ def _constant(value: object) -> Callable[[Values], object]:
 
 
 def site_value(
-    layout: Layout, index: int, kind: Type, name_of: NameOf, plumbing: Plumbing
+    layout: Layout, index: int, kind: Type, names: EventNames, plumbing: Plumbing
 ) -> Callable[[Values], object]:
     """Reads one value of a record."""
     nil, place = layout.item(f"nil{index}"), layout.item(f"value{index}")
@@ -249,6 +269,9 @@ def site_value(
     if nil is None and plain.is_only("integer"):
         return itemgetter(place)
     text, figure = layout.item(f"text{index}"), layout.item(f"number{index}")
+    if plain.can_be("argstr"):
+        event = layout.item(f"number{index}") or 0
+        return lambda record: names.text_of(record[event])(record[place])  # type: ignore[arg-type]  # as the layout says
 
     def read(record: Values) -> object:
         if nil is not None and record[nil]:
@@ -257,6 +280,6 @@ def site_value(
         if isinstance(item, bytes):
             return unpack_bytes(plain, item, plumbing)
         assert isinstance(item, int)
-        return number(plain, pack("=q", item), name_of)
+        return number(plain, pack("=q", item), names.name_of)
 
     return read

@@ -7,17 +7,18 @@ from typing import Callable, Dict, List, Optional, Protocol, Sequence, Tuple
 from compiler.ir import Writer
 from compiler.lower.flat import FlatHandler, NotLowered
 from compiler.lower.texts import Texts
-from compiler.lower.types import INTEGER, MAX_STRING_BYTES, NIL, PROBENAME, Type, join, string
+from compiler.lower.types import INTEGER, MAX_STRING_BYTES, NIL, PROBENAME, Type, argstr, join, string
 from compiler.lower.values import Site, Value, integer, of_constant
 from ktap import demand
-from ktap.capture import RAW, Access, Body, Frame
+from ktap.bodies import Access, Body
+from ktap.capture import RAW, Frame
 from ktap.captured import IN_INTERRUPT, PARENT
 from ktap.event_format import INLINE, POINTER, REL_LOC, RETVAL, TEXT
 from ktap.event_format import INTEGER as INTEGER_FIELD
-from ktap.filling import caller, interrupt_bits
+from ktap.filling import caller, fill_shown, interrupt_bits
 from ktap.layout import Layout
 from ktap.members import Member
-from ktap.plan import Wanted, field_of, has_plumbing, value_places
+from ktap.plan import Wanted, field_of, has_plumbing, record_slot, value_places
 from ktap.sending import send
 from ktap.sites import COMM_BYTES, site_layout, site_slots
 from vm.program import Span
@@ -52,6 +53,8 @@ def event_types(events: Sequence[Wanted]) -> EventType:
             return string(COMM_BYTES)
         if name == "probename":
             return PROBENAME
+        if name == "argstr":
+            return argstr(max(shown_bytes(event, span) for event in events))
         if name == IN_INTERRUPT:
             return INTEGER if all(IN_INTERRUPT in event.demand.states for event in events) else NIL
         if not is_field(name):
@@ -63,6 +66,13 @@ def event_types(events: Sequence[Wanted]) -> EventType:
         return kind
 
     return type_of
+
+
+def shown_bytes(event: Wanted, span: Span) -> int:
+    """Size of the raw record that gives the text of an event. Raises NotLowered where it is made of something else."""
+    if event.format is None or event.recipe is not None:
+        raise NotLowered(span, "reads argstr of an event that has no record, which only the VM has")
+    return record_slot(event.context, event.format).size_bytes
 
 
 def field_type(event: Wanted, name: str, span: Span) -> Type:
@@ -133,6 +143,7 @@ class FrameEnvironment:
         self.writer: Writer = frame.w
         self.accesses = {place.name: place for place in body.accesses}
         self.members = dict(body.members)
+        self.shown_bytes = body.shown_bytes
         self.enters = body.enters
         self.event_number = event
         self.time = ""
@@ -155,6 +166,8 @@ class FrameEnvironment:
             return Value(string(COMM_BYTES), pointer=room)
         if name == "probename":
             return Value(PROBENAME, self.event_number)
+        if name == "argstr":
+            return Value(argstr(self.shown_bytes), self.event_number)
         if name == "cpu":
             return integer(w.value(f"zext i32 {task.event_cpu or task.cpu} to i64"), INTEGER)
         if name == "nsecs":
@@ -270,6 +283,10 @@ class FrameEnvironment:
             offset = layout.offset(index)
             if part in ("nil", "text"):
                 w.store(1, w.value(f"zext i1 {value.isnil if part == 'nil' else value.istext} to i8"), space, offset)
+            elif part == "record":
+                length = fill_shown(self.frame, w.at(space, position), self.shown_bytes)
+                w.store(4, w.narrowed(length, 4), space, offset)
+                position = w.value(f"add i64 {position}, {length}")
             elif slot.varies:
                 if value.constant is not None:
                     value = texts.placed(value.constant)

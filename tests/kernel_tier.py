@@ -22,8 +22,10 @@ from unittest.mock import patch
 from corpus import Fired
 from synthetic import (
     DEFAULTS,
+    KERNEL_RELEASE,
     RAW_LABELS,
     TASK_ADDRESS,
+    Names,
     SyntheticSource,
     Values,
     areas,
@@ -45,6 +47,7 @@ from ktap.lowered import Lowering
 from ktap.objects import Objects
 from ktap.plan import Captured, Wanted, captured
 from ktap.predicate import needs_text
+from ktap.print_format import event_text
 from ktap.ring_buffer import RingBuffer
 from ktap.verifier import NOT_THE_PROGRAM, Unfit
 from vm.event import Batch, Loss
@@ -229,6 +232,7 @@ class KernelSource(SyntheticSource):
         self.bits = max((len(event.wanted.filters) for event in whole), default=0)
         self.note_steps(whole)
         found = [event.wanted for event in whole]
+        self.lowering.text_of = lambda number: event_text(found[number].format, Names(), KERNEL_RELEASE).show
         while not self.tried(found):
             self.events = whole
         super().fire()

@@ -13,7 +13,7 @@ from compiler.lower.values import Site, Value, of_constant
 if TYPE_CHECKING:
     from compiler.lower.emit import Emitter
 
-SENT_KINDS = ("nil", "probename", "boolean", "integer", "string", "stack", "user stack", "address")
+SENT_KINDS = ("nil", "probename", "argstr", "boolean", "integer", "string", "stack", "user stack", "address")
 USER_STACK_FLAG = 256
 """BPF_F_USER_STACK of linux/bpf.h."""
 UNITS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}

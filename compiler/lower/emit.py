@@ -133,8 +133,9 @@ class Emitter:
                     before = types.get(operation.target)
                     types[operation.target] = result if before is None else join(before, result)
         for register, kind in types.items():
-            if kind.can_be("key"):
-                raise NotLowered(self.made[register][0].span, "a multi-key that is made in several places")
+            if kind.can_be("key") or kind.can_be("argstr"):
+                what = "a multi-key" if kind.can_be("key") else "argstr"
+                raise NotLowered(self.made[register][0].span, f"keeps {what} that is made in several places")
             self.slots[register] = self._slot(kind)
 
     def _slot(self, kind: Type) -> Slot:

@@ -236,7 +236,7 @@ class Typing:
     def result(self, operation: Operation, types: List[Type]) -> Type:
         """The type that an operation writes (of no matter where it writes nothing)."""
         op = operation.op
-        if op not in ("MOVE", "SETVAR"):
+        if op != "MOVE" and (op != "SETVAR" or any(kind.can_be("argstr") for kind in types)):
             self.unmixed(operation, types)
         if op in ARITHMETIC:
             return self.arithmetic(operation, types)
@@ -256,6 +256,9 @@ class Typing:
         elif operation.op == "BUILTIN" and operation.name in SHOWING:
             types = [kind for kind in types if not kind.is_either]
         for kind in types:
+            shown = operation.op == "MOVE" or (operation.op == "BUILTIN" and operation.name in SHOWING)
+            if kind.can_be("argstr") and not shown:
+                raise NotLowered(operation.span, "does more with argstr than to print it")
             if kind.is_mixed:
                 raise NotLowered(operation.span, f"uses what may be {kind}", "keep each in a variable of its own")
 

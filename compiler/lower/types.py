@@ -18,6 +18,7 @@ KINDS = (
     "user stack",
     "address",
     "probename",
+    "argstr",
     "stats",
     "key",
     "table",
@@ -86,6 +87,11 @@ STATS = Type(frozenset({"stats"}))
 FUNCTION = Type(frozenset({"function"}))
 PROBENAME = Type(frozenset({"probename"}))
 """The name of an event, as its number: a string outside."""
+
+
+def argstr(size_bytes: int) -> Type:
+    """The text of an event, which is made outside of its raw record of at most so many bytes."""
+    return Type(frozenset({"argstr"}), size_bytes)
 
 
 def string(size_bytes: int) -> Type:

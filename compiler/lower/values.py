@@ -18,7 +18,7 @@ class Value(NamedTuple):
 
     `number` (i64) is an integer, an address, or 0 and 1 for a boolean. A string is NUL-free bytes at `pointer`:
     `length` of them, or up to the first NUL of `type.size_bytes` where `length` is None (then the rest is zero).
-    A stack is `type.size_bytes` of return addresses, the rest zeros. `isnil` (i1) tells nil where the type can be nil or else.
+    An argstr is the `number` of its event; its record is the frame's. A stack is `type.size_bytes` of return addresses, the rest zeros. `isnil` (i1) tells nil where the type can be nil or else.
     """
 
     type: Type

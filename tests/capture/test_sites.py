@@ -13,7 +13,7 @@ from compiler.compile import compile_source
 from compiler.lower.types import BOOLEAN, INTEGER, NIL, PROBENAME, Type, join, string
 from compiler.lower.values import Site
 from ktap.captured import Plumbing
-from ktap.sites import AT_ONCE, outside, site_layout
+from ktap.sites import AT_ONCE, EventNames, outside, site_layout
 from vm.event import Bulk
 from vm.fault import Fault
 from vm.machine import Machine
@@ -21,6 +21,7 @@ from vm.output import Output, StampedOutput
 from vm.program import Program
 
 EVENT_NAMES = (b"sched_switch", b"sched_wakeup")
+NAMES_OF_EVENTS = EventNames(EVENT_NAMES.__getitem__, lambda number: bytes)
 PLUMBING = Plumbing(MadeUpHostWithSymbols().kernel_symbol)
 PROGRAM: Program = compile_source("", "empty.kp").program
 Record = tuple[object, ...]
@@ -68,7 +69,7 @@ def printed(site: Site, path: Path, how: Callable[[Bulk, Output], object], limit
     """What a site prints into a file."""
     output = Output(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), limit_bytes=limit_bytes)
     machine = Machine(PROGRAM, output, MadeUpHostWithSymbols())
-    handle = outside(site, machine, EVENT_NAMES.__getitem__, PLUMBING).handle
+    handle = outside(site, machine, NAMES_OF_EVENTS, PLUMBING).handle
     assert isinstance(handle, Bulk)
     try:
         how(handle, output)
@@ -82,9 +83,7 @@ def printed(site: Site, path: Path, how: Callable[[Bulk, Output], object], limit
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 1000])
 def test_many_are_printed_as_each_is(site: Site, limit_bytes: int, tmp_path: Path) -> None:
     made = records(site, AT_ONCE + 100)
-    event = outside(
-        site, Machine(PROGRAM, Output(os.dup(1)), MadeUpHostWithSymbols()), EVENT_NAMES.__getitem__, PLUMBING
-    ).event
+    event = outside(site, Machine(PROGRAM, Output(os.dup(1)), MadeUpHostWithSymbols()), NAMES_OF_EVENTS, PLUMBING).event
 
     def one_by_one(handle: Bulk, output: Output) -> None:
         for record in made:
@@ -101,12 +100,12 @@ def test_many_are_printed_as_each_is(site: Site, limit_bytes: int, tmp_path: Pat
 def test_what_depends_on_values_is_printed_one_by_one(site: Site, tmp_path: Path) -> None:
     output = Output(os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT))
     machine = Machine(PROGRAM, output, MadeUpHostWithSymbols())
-    assert not isinstance(outside(site, machine, EVENT_NAMES.__getitem__, PLUMBING).handle, Bulk)
+    assert not isinstance(outside(site, machine, NAMES_OF_EVENTS, PLUMBING).handle, Bulk)
     output.close()
 
 
 def test_stamps_are_of_one_event_each(tmp_path: Path) -> None:
     output = StampedOutput(os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT), "out", None, lambda: b"")
     machine = Machine(PROGRAM, output, MadeUpHostWithSymbols())
-    assert not isinstance(outside(FORMATS[0], machine, EVENT_NAMES.__getitem__, PLUMBING).handle, Bulk)
+    assert not isinstance(outside(FORMATS[0], machine, NAMES_OF_EVENTS, PLUMBING).handle, Bulk)
     output.close()
