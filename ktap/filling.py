@@ -141,10 +141,10 @@ def _whole_record(frame: Frame, slot: Slot, target: str) -> str:
 
 def fill_shown(frame: Frame, target: str, size_bytes: int) -> str:
     """Write the raw record of an event, at most `size_bytes`, for its text; its length as an i64."""
-    slot = variable(RECORD, size_bytes)
     if frame.case.format is not None:
-        return _whole_record(frame, slot, target)
-    _fill_record(frame, slot, target, 0)
+        return _whole_record(frame, variable(RECORD, size_bytes), target)
+    # by a helper, which does not mind where the bytes lie: `target` may be anywhere on the stack
+    frame.w.call("probe_read_kernel", target, size_bytes, frame.w.value(f"ptrtoint ptr {frame.base} to i64"))
     return str(size_bytes)
 
 

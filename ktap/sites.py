@@ -183,7 +183,9 @@ def _event_names(place: int, kind: Type, names: EventNames) -> Column:
 
 def _event_texts(place: int, kind: Type, names: EventNames) -> Column:
     def texts(items: Sequence[Sequence[object]]) -> Iterable[object]:
-        return (names.text_of(event)(raw) for event, raw in zip(items[place - 1], items[place]))  # type: ignore[arg-type]
+        events, records = items[place - 1], items[place]
+        text_of = {event: names.text_of(event) for event in set(events)}  # type: ignore[arg-type]  # the layout says q
+        return [text_of[event](record) for event, record in zip(events, records)]  # type: ignore[arg-type]
 
     return Column(b"", texts)
 

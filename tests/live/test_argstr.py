@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 from ring_pages import cpu_records
-from tracing import trace
+from tracing import TRANSPORTS, python, trace
 
 from ktap import kernel, syscalls
 from ktap.child import Child
@@ -202,3 +202,21 @@ def name_of(text: bytes) -> str:
 
 def lines(found: list[bytes]) -> list[str]:
     return [text.decode("utf-8", "replace") for text in found]
+
+
+@pytest.mark.parametrize("buffer", TRANSPORTS)
+def test_handlers_in_the_kernel_print_what_those_outside_print(buffer: str) -> None:
+    """Of system calls, whose records are of one size, and of events with strings, behind one string and two others."""
+    script = """
+        trace syscalls:sys_enter_lseek, syscalls:sys_exit_lseek { print(argstr) }
+        trace syscalls:sys_enter_lseek { printf("%s %s %s %s\\n", probename, execname .. args.fd, argstr, argstr) }
+        trace sched:sched_process_exec { print(args.filename, argstr, execname) }
+    """
+    code = "import os\nfor place in range(3): os.lseek(0, place, 0)\nos.execv('/bin/true', ['true'])"
+    outputs = []
+    for tier in ("vm", "kernel" if buffer == "ring" else "auto"):  # a perf buffer's records may take too much stack
+        traced = trace(script, python(code), tier=tier, buffer=buffer)
+        assert not traced.losses and not traced.faults
+        outputs.append([re.sub(r"pid=\d+", "pid=N", line) for line in traced.lines if "0x7f" not in line])
+    assert len(outputs[0]) > 9
+    assert outputs[0] == outputs[1]
