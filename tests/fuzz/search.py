@@ -6,9 +6,9 @@ import difflib
 import re
 import warnings
 from collections import Counter
-from typing import Callable, Iterator, NamedTuple, Optional, Sequence
+from typing import Iterator, NamedTuple, Optional, Sequence
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 
 from tests.fuzz.compare import Compared, case_of, compare
 from tests.fuzz.draws import Dice, Known
@@ -85,20 +85,11 @@ class Tally:
         )
 
 
-def search(number: int, programs: int, tally: Tally) -> Optional[str]:
-    """Compare so many programs, drawn by hypothesis from a number; the first difference, as text, or None.
-
-    A program that was compared before is not compared again; `tally` counts what was.
-    """
-    phases = (Phase.generate, Phase.shrink)
-    return explore(seed(number), settings(SETTINGS, max_examples=programs, phases=phases), tally)
-
-
 def sweep(number: int, programs: int, tally: Tally) -> Iterator[str]:
-    """The same with dice instead: every difference; hypothesis makes them small."""
+    """Every difference among so many programs, drawn from a number; hypothesis makes them small."""
     for thrown, shown in differences(number, programs, tally):
         known = settings(SETTINGS, database=Known(thrown), phases=(Phase.reuse, Phase.shrink))
-        yield explore(lambda test: test, known, Tally()) or shown
+        yield smallest(known) or shown
 
 
 def differences(number: int, programs: int, tally: Tally) -> Iterator[tuple[Sequence[int], str]]:
@@ -121,14 +112,13 @@ SETTINGS = settings(
     print_blob=False,
     verbosity=Verbosity.quiet,
 )
-Decorator = Callable[[Callable[[], None]], Callable[[], None]]
 
 
-def explore(start: Decorator, how: settings, tally: Tally) -> Optional[str]:
-    """Let hypothesis run; what it ends with, as text, or None."""
+def smallest(how: settings) -> Optional[str]:
+    """Let hypothesis make smaller what its database has; what it ends with, as text, or None."""
+    tally = Tally()
     shown: list[str] = []
 
-    @start
     @how
     @given(scripts())
     def same(drawn: Drawn) -> None:
