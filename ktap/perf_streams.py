@@ -1,7 +1,8 @@
 """From the events of a script to perf events: what each samples, its filter, and which records come of a sample.
 
-System calls are two tracepoints, raw_syscalls:sys_enter and sys_exit, however many of them are traced: the
-numbers are told apart in the kernel's filter, and again here.
+A few tracepoints are perf events; many come through an instance of tracefs. Many system calls of which more than the
+record is asked are two tracepoints, raw_syscalls:sys_enter and sys_exit: the numbers are told apart in the kernel's
+filter, and again here.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def streams(events: Sequence[Captured], tools: Tools) -> List[Stream]:
         else:
             places.append((number, event))
     for context, members in calls.items():
-        found.append(_system_calls(context, members, tools))
+        found += _system_calls(context, members, tools)
     if places:
         from ktap.perf_probes import place_streams
 
@@ -114,7 +115,21 @@ def _without_delay(found: List[Stream]) -> List[Stream]:
     return [one._replace(traced=one.plain, event_id=None, how=TRACED) if one in slow else one for one in found]
 
 
-def _system_calls(context: str, members: Sequence[Tuple[int, Captured]], tools: Tools) -> Stream:
+def _system_calls(context: str, members: Sequence[Tuple[int, Captured]], tools: Tools) -> List[Stream]:
+    """System calls by their own tracepoints, which leave out what 32-bit programs call (and 64-bit ones by `int $0x80`).
+
+    By the tracepoint of all of them where many have more than a record, or the kernel's stack is asked for, which
+    their own do not have (kernel/trace/trace_syscalls.c submits them with the registers of the process).
+    """
+    with_stacks = [one for one in members if one[1].kind.layout.item(KERNEL_STACK) is not None]
+    others = [one for one in members if one not in with_stacks]
+    own = [_tracepoint(number, event, tools) for number, event in others]
+    if len(own) > FEW_TRACEPOINTS and any(stream.plain is None for stream in own):
+        own, with_stacks = [], list(members)
+    return [*own, *([_every_call(context, with_stacks, tools)] if with_stacks else [])]
+
+
+def _every_call(context: str, members: Sequence[Tuple[int, Captured]], tools: Tools) -> Stream:
     name = "sys_enter" if context == SYSCALL_ENTER else "sys_exit"
     event_format = tools.format_of(TracepointName(RAW_GROUP, name))
     by_number: Dict[int, List[Maker]] = {}

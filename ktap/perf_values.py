@@ -108,9 +108,11 @@ def samples_of(layout: Layout) -> int:
 
 
 def raw_record(slot: Slot) -> Record:
-    """The record of a tracepoint, as it is."""
+    """The record of a tracepoint, as it is; a system call's may have fewer arguments than there is room for."""
     size = slot.size_bytes
-    return lambda sample: sample.raw[:size]
+    if slot.varies:
+        return lambda sample: sample.raw[:size]
+    return lambda sample: sample.raw[:size].ljust(size, b"\0")
 
 
 def tracepoint_fills(event: Captured) -> Dict[str, Fill]:

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, Ktap
 from tracing import Traced, python, trace
 
+from ktap import perf_source
 from ktap.backends import why_no_bpf
 from vm.diagnostic import Refusal
 
@@ -110,6 +111,41 @@ def test_names_are_those_of_the_moment() -> None:
     """
     with_bpf, without = both(script, python(NAMES))
     assert "a (b) c)" in with_bpf.lines and "second" in with_bpf.lines
+    assert without.lines == with_bpf.lines
+
+
+INT80 = """
+import ctypes, mmap, os, platform
+GETPPID_32, code = 64, bytes([0xB8, 64, 0, 0, 0, 0xCD, 0x80, 0xC3])
+pages = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+pages[: len(code)] = code
+call = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(pages)))
+assert call() == os.getppid()
+for _ in range(10):
+    call()
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="32-bit system calls as x86 has them")
+@pytest.mark.parametrize("events", ["syscalls:*", "syscalls:sys_*_semget, syscalls:sys_enter_getppid"])
+def test_system_calls_of_32_bit_programs_are_left_out(events: str) -> None:
+    script = (
+        f"trace {events} {{ n[probename] += 1 }}"
+        + """
+    trace_end { print(n.sys_enter_semget, n.sys_exit_semget, n.sys_enter_getppid) }
+    """
+    )
+    assert trace(script, python(INT80), backend="perf").lines == ["nil\tnil\t1"]
+
+
+def test_many_system_calls_with_stacks() -> None:
+    """They come by the tracepoint of all of them."""
+    script = """
+    trace syscalls:sys_enter_* { n[probename, len(tostring(stack(2))) > 0] += 1 }
+    trace_end { for (k, there, v in sort_pairs(n)) { print(k, there, v) } }
+    """
+    with_bpf, without = both(script, ["/bin/cat", "/etc/hostname"])
+    assert len(with_bpf.lines) > 5
     assert without.lines == with_bpf.lines
 
 
@@ -221,6 +257,20 @@ def test_many_tracepoints_are_the_same() -> None:
     with_bpf, without = both(script, python(TREE))
     assert with_bpf.lines[-1].endswith("\t0")
     assert without.lines == with_bpf.lines
+
+
+def test_without_an_instance_they_are_perf_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "no instances here")
+
+    monkeypatch.setattr(perf_source, "OwnInstance", refuse)
+    script = (
+        f"trace {MANY} {{ n[probename, execname] += 1 }}"
+        + """
+    trace_end { print(n["sched_process_fork", "python"], n["task_newtask", "python"], n["sched_process_exec", "cat"]) }
+    """
+    )
+    assert trace(script, python(TREE), backend="perf").lines == ["4\t4\t1"]
 
 
 def test_an_instance_that_is_too_small_says_how_many_events_it_lost() -> None:
