@@ -113,13 +113,15 @@ class OwnInstance:
         """Let events come."""
         self._write("tracing_on", "1")
 
-    def take(self) -> List[Record]:
-        """What lies in the rings, taken out of them."""
+    def take(self, until_ns: int) -> List[Record]:
+        """What lies in the rings, taken out of them, at least up to a time: reading may itself make events without end."""
         found: List[Record] = []
         for cpu, file in self._files.items():
             with suppress(BlockingIOError):
                 while page := os.read(file, LARGEST_PAGE_BYTES):
                     found += records_of(page, cpu)
+                    if found and found[-1].time_ns > until_ns:
+                        break
         return found
 
     def losses(self) -> List[Tuple[int, int]]:

@@ -20,7 +20,6 @@ from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 from ktap import kernel
 from ktap.captured import make_event
 from ktap.event_format import EventFormat
-from ktap.kernel_filter import both
 from ktap.layout import Values
 from ktap.needs import Needs, needs, symbols_of
 from ktap.open_files import allow_files
@@ -67,8 +66,6 @@ LONGEST_SLEEP_NS = 8_000_000
 DETACH_NS = 73_000_000
 """What closing the last perf event of a tracepoint takes."""
 SLOW_DETACH = 20
-MOST_NARROWED = 100
-"""Of more events in an instance only those are given a filter that the script filters: it takes its time for each."""
 NEW_TASK = TracepointName("task", "task_newtask")
 """Tells which new processes have their maker's parent."""
 CLONE_PARENT = 0x8000
@@ -131,8 +128,6 @@ class PerfSource:
         self._new_task: Optional[NewTask] = None
         self._made_tasks: Optional[Opened] = None
         self._own = os.getpid()
-        self._narrowing = ""
-        """The filter of events that have none of their own."""
         self._initial = os.readlink("/proc/self/ns/pid") == kernel.INITIAL_PID_NAMESPACE
         """Records have the numbers of this namespace."""
 
@@ -194,7 +189,6 @@ class PerfSource:
         self.bits = max(len(event.wanted.filters) for event in events)
         self._set_points()
         narrowing = f"common_pid != {self._own}" if self._initial else ""
-        self._narrowing = both(None, narrowing)
         tools = Tools(
             self.bits,
             self._format,
@@ -306,13 +300,11 @@ class PerfSource:
             for stream in wanted:  # slower to let go of, but the same
                 self._open(stream)
             return
-        few = len(wanted) <= MOST_NARROWED
         for stream in wanted:
             assert stream.traced is not None
             opened = Opened(stream, [], reader(RAW, 0))
             try:
-                narrow = few or (stream.filter or "") not in ("", self._narrowing)
-                instance.enable(*stream.traced, stream.filter or "" if narrow else "")
+                instance.enable(*stream.traced, stream.filter or "")
             except OSError as error:
                 self._skip(stream.label, error)
                 continue
@@ -372,7 +364,7 @@ class PerfSource:
             opened = self._opened
             held += [
                 Sample(one.time_ns, -one.type, GONE, GONE, one.cpu, 0, 0, 0, b"", one.data, 0, b"", None)
-                for one in self._instance.take()
+                for one in self._instance.take(horizon_ns)
                 if -one.type in opened
             ]
         held.sort(key=TIME)
