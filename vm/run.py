@@ -7,7 +7,7 @@
 Handlers run one at a time, in order of time across processors; a tick that is due at T runs after all
 events up to T. Tracing ends by exit(), `stop`, the end of the duration, of the command or of a recording,
 or by a fault; then trace_end runs, once. What was in the buffers when tracing was stopped is delivered first,
-but not after exit() or a fault.
+but not after exit() or a fault. Where that takes too long, and the sooner after a signal, the rest is counted as lost.
 """
 
 from __future__ import annotations
@@ -29,13 +29,22 @@ from vm.timers import Schedule, period_ns
 POLL_NS = 100_000_000
 """The longest wait for events: output is let out and stop() noticed at least this often."""
 SHORTEST_POLL_NS = 1_000_000
-PATIENCE_NS = 2_000_000_000
-"""How long after the end a source may take to hand over what fired before it."""
+PATIENCE_NS = 10_000_000_000
+"""How long after the end handlers may take for what fired before it."""
+SIGNAL_PATIENCE_NS = 2_000_000_000
+"""The same after stop(), and how long a source may take to hand over what is then only counted."""
+PIECE_RECORDS = 64
+PIECE_NS = 10_000_000
+"""So many records are delivered between two looks at the clock at the least; more where they take less than this."""
 MAX_CALLERS = 20
 """How many callers a fault names."""
 
 TABLE_FULL = "table full"
 """`Loss.what` of new keys that did not fit: its `events` counts keys."""
+TOO_LATE = "not handled in time after the end"
+"""`Loss.what` of events that were still to be handled when patience was over."""
+IN_THE_KERNEL = "output of handlers in the kernel"
+"""`Loss.where` of records that no handler of the VM was to be run for."""
 
 
 class RunOptions(NamedTuple):
@@ -112,6 +121,12 @@ class Run:
         self.stopping = False
         self.ended_ns: Optional[int] = None
         """When tracing was ended or will be; None where it goes on until it ends by itself."""
+        self.give_up_ns: Optional[int] = None
+        """When what is still to be handled is given up; None while tracing goes on."""
+        self.hurried = False
+        """True once stop() was seen to."""
+        self.unhandled: Dict[int, int] = {}
+        """How many records were given up, by point."""
         self.bound: List[Bound] = []
         self.probes: List[Probe] = []
         """Those that were given to the source: its points name them by their place here."""
@@ -136,6 +151,7 @@ class Run:
                 self.trace(source, ticks)
                 self.attempt(lambda: source.settle(last=True))
                 losses.extend(source.losses())
+                losses.extend(self.given_up(source))
             self.going = True
             self.run_all(self.named("trace_end"))
         finally:
@@ -198,6 +214,7 @@ class Run:
         schedule = Schedule(ticks, begin_ns)
         deadline_ns = None if self.options.duration_ns is None else begin_ns + self.options.duration_ns
         self.ended_ns = deadline_ns
+        self.give_up_ns = None if deadline_ns is None else deadline_ns + PATIENCE_NS
         self.attempt(self.machine.output.flush)
         if self.options.start is not None and self.going:
             self.options.start()
@@ -207,7 +224,8 @@ class Run:
                 if not self.options.live:
                     break
                 self.ended_ns = deadline_ns = now_ns
-            if deadline_ns is not None and self.options.live and now_ns > deadline_ns + PATIENCE_NS:
+                self.give_up_ns = now_ns + PATIENCE_NS
+            if self.is_late(now_ns, SIGNAL_PATIENCE_NS):
                 break
             batch = source.poll(wait_ns(now_ns, schedule.next_ns(), deadline_ns))
             for point in source.points[len(self.bound) :]:
@@ -221,6 +239,16 @@ class Run:
         """True once stop() was called or the command has ended."""
         return self.stopping or (self.options.finished is not None and self.options.finished())
 
+    def is_late(self, now_ns: int, grace_ns: int = 0) -> bool:
+        """True once events that fired before the end were given up that long ago. In a replay nothing is late."""
+        if not self.options.live:
+            return False
+        if self.stopping and not self.hurried:
+            self.hurried = True
+            hurry_ns = now_ns + SIGNAL_PATIENCE_NS
+            self.give_up_ns = hurry_ns if self.give_up_ns is None else min(hurry_ns, self.give_up_ns)
+        return self.give_up_ns is not None and now_ns > self.give_up_ns + grace_ns
+
     def handle(self, batch: Batch, source: Source, schedule: Schedule, deadline_ns: Optional[int]) -> None:
         """Run the handlers of a batch's events and of the ticks among them. Raises Fault and Exit."""
         records, live = batch.records, self.options.live
@@ -228,7 +256,7 @@ class Run:
         done = 0
         due_ns = schedule.next_ns()
         while due_ns is not None and due_ns <= horizon_ns:
-            done = self.deliver_until(records, done, due_ns)
+            done = self.deliver_until(records, done, due_ns, source)
             self.machine.idle.time_ns = None if live else due_ns
             source.settle()
             tick = schedule.take(source.now_ns() if live else None)
@@ -236,15 +264,40 @@ class Run:
             due_ns = schedule.next_ns()
         self.machine.idle.time_ns = None if live else horizon_ns
         if deadline_ns is not None:
-            self.deliver_until(records, done, deadline_ns)
+            self.deliver_until(records, done, deadline_ns, source)
         else:
-            self.machine.deliver(records[done:] if done else records, self.bound)
+            self.deliver(records, done, len(records), source)
 
-    def deliver_until(self, records: Sequence[Tuple[object, ...]], done: int, end_ns: int) -> int:
+    def deliver_until(self, records: Sequence[Tuple[object, ...]], done: int, end_ns: int, source: Source) -> int:
         """Deliver the records from number `done` up to a time; the number of the first that is later."""
         end = bisect_right(records, (end_ns, float("inf")), done)
-        self.machine.deliver(records[done:end], self.bound)
+        self.deliver(records, done, end, source)
         return end
+
+    def deliver(self, records: Sequence[Tuple[object, ...]], begin: int, end: int, source: Source) -> None:
+        """Deliver records in pieces, and count the rest once they are given up. Raises Fault and Exit."""
+        if not self.options.live:
+            self.machine.deliver(records[begin:end], self.bound)
+            return
+        piece, now_ns = PIECE_RECORDS, source.now_ns()
+        while begin < end and not self.is_late(now_ns):
+            last = min(begin + piece, end)
+            self.machine.deliver(records[begin:last], self.bound)
+            begin, before_ns = last, now_ns
+            now_ns = source.now_ns()
+            piece = 2 * piece if now_ns - before_ns < PIECE_NS else PIECE_RECORDS
+        for record in records[begin:end]:
+            point: int = record[1]  # type: ignore[assignment]  # as the interface has it
+            self.unhandled[point] = self.unhandled.get(point, 0) + 1
+
+    def given_up(self, source: Source) -> List[Loss]:
+        """The events that were given up, by what was to be run for them."""
+        found: Dict[str, int] = {}
+        for point, events in self.unhandled.items():
+            names = [self.probes[probe].event for probe in source.points[point][1] if isinstance(probe, int)]
+            where = ", ".join(dict.fromkeys(names)) or IN_THE_KERNEL
+            found[where] = found.get(where, 0) + events
+        return [Loss(TOO_LATE, where, events) for where, events in sorted(found.items())]
 
 
 def dropped_keys(machine: Machine) -> List[Loss]:

@@ -13,7 +13,21 @@ from vm.fault import Exit, Fault, Frame
 from vm.limits import Limits
 from vm.machine import Machine
 from vm.program import Program, Span
-from vm.run import MAX_CALLERS, PATIENCE_NS, POLL_NS, TABLE_FULL, Clock, Outcome, Run, RunOptions, fault_text, wait_ns
+from vm.run import (
+    MAX_CALLERS,
+    PATIENCE_NS,
+    PIECE_RECORDS,
+    POLL_NS,
+    SIGNAL_PATIENCE_NS,
+    TABLE_FULL,
+    TOO_LATE,
+    Clock,
+    Outcome,
+    Run,
+    RunOptions,
+    fault_text,
+    wait_ns,
+)
 from vm.timers import SHORTEST_NS, Schedule, period_ns
 
 SECOND_NS = 1_000_000_000
@@ -320,13 +334,40 @@ def test_stop_ends_a_replay_where_it_is() -> None:
 
 
 def test_a_source_that_never_hands_over_is_not_waited_for_for_ever() -> None:
-    times = [0, 10, 20, 30, 10 + PATIENCE_NS, 11 + PATIENCE_NS]
+    end_ns = 10 + 2 * SIGNAL_PATIENCE_NS
+    times = [0, 10, 20, 30, end_ns, end_ns + 1]
     source = Recorded([([], 0)] * 20)
     source.now_ns = lambda: times[min(len(source.timeouts), len(times) - 1)]  # type: ignore[method-assign]
     run = Run(made(ENDING % ""), source, RunOptions())
     source.on_poll = lambda number: run.stop() if number == 1 else None
     run.execute()
     assert len(source.timeouts) == 5
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+def test_what_handlers_cannot_take_in_time_after_the_end_is_counted(signalled: bool) -> None:
+    records = at(*range(1, 1001))
+    source = Recorded([(records, 2000)])
+    machine = made("n = 0 trace a:b { n += 1 tostring(n) } trace_end { print(n) }")
+    duration_ns = None if signalled else 3000
+    run = Run(machine, source, RunOptions(duration_ns=duration_ns))
+    patience_ns = SIGNAL_PATIENCE_NS if signalled else PATIENCE_NS
+    handled = [0]
+
+    def slow(*_: object) -> None:
+        handled[0] += 1
+        source.time_ns += patience_ns // 100
+        if signalled:
+            run.stop()
+
+    source.now_ns = lambda: source.time_ns  # type: ignore[method-assign]
+    machine.names[f"f{machine.program.constants.index(b'tostring')}"] = slow
+    outcome = run.execute()
+    (loss,) = outcome.losses
+    assert loss == Loss(TOO_LATE, "a:b", 1000 - handled[0])
+    assert handled[0] in range(100, 100 + 2 * PIECE_RECORDS + 1)
+    assert printed(machine) == f"{handled[0]}\n"
+    assert outcome.status == 0
 
 
 def test_the_end_of_the_command() -> None:
