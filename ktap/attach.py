@@ -197,6 +197,11 @@ class Attachment:
                 skipped.append(Skipped(event, error))
         return skipped
 
+    @property
+    def attached(self) -> bool:
+        """Whether any program may still start."""
+        return bool(self._events)
+
     def detach(self) -> None:
         """Let no program start any more, and return when those that run have ended."""
         for fd in self._events:

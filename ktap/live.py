@@ -305,15 +305,21 @@ class LiveSource:
         for site in outside:
             self._points += [(site.event, (site.handle,))] * (1 << bits)
 
+    def quiet(self) -> None:
+        """See vm.event.Source.quiet. Many perf events are let go of slowly, so they go on till the run is over."""
+        attachment = self._attachment
+        if attachment is not None and attachment.attached and attachment.perf_events < attach.SLOW_DETACH:
+            self._missed = self._missed_by_links()
+            attachment.detach()
+
     def settle(self, last: bool = False) -> None:
         """See vm.event.Source.settle: what handlers in the kernel have counted comes into the script's tables."""
         if self._helpers.spaces is not None:
             self._helpers.spaces.update()
         if self._lowering is None or self._lowering.tables is None:
             return
-        if last and self._attachment is not None and self._attachment.perf_events < attach.SLOW_DETACH:
-            self._missed = self._missed_by_links()
-            self._attachment.detach()
+        if last:
+            self.quiet()
         self._lowering.tables.drain()
 
     def _set_points(self, events: Sequence[Captured], bits: int) -> None:

@@ -113,6 +113,10 @@ class OwnInstance:
         """Let events come."""
         self._write("tracing_on", "1")
 
+    def stop(self) -> None:
+        """Let no more come."""
+        self._write("tracing_on", "0")
+
     def take(self, until_ns: int) -> List[Record]:
         """What lies in the rings, taken out of them, at least up to a time: reading may itself make events without end."""
         found: List[Record] = []

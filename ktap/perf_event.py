@@ -133,6 +133,11 @@ def has_programs(event: int) -> bool:
     return bool(SIZE_AT(room, 4)[0])
 
 
+def disable(event: int) -> None:
+    """Let an event take no more samples. Raises OSError."""
+    fcntl.ioctl(event, kernel.IOC_DISABLE, 0)
+
+
 def lost_samples(event: int) -> Optional[int]:
     """How many samples of an event found no room; None where the kernel does not count them by event."""
     data = os.read(event, 64)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from operator import itemgetter
 from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 from ktap import kernel
@@ -38,6 +37,7 @@ from ktap.perf_event import (
     Attribute,
     Read,
     Sample,
+    disable,
     has_programs,
     lost_samples,
     number_of,
@@ -55,6 +55,7 @@ from ktap.resolve import Kernel, Resolver
 from ktap.settings import UNNAMED, Helpers, Options, buffer_bytes, power_of_two, refusal
 from ktap.tasks import GONE, Change, Tasks, read_change
 from ktap.tracefs import TracepointName
+from ktap.transport import TIME
 from vm.diagnostic import Refusal
 from vm.event import Action, Batch, Event, Loss, Probe
 from vm.named_tuple import NamedTuple
@@ -71,7 +72,6 @@ NEW_TASK = TracepointName("task", "task_newtask")
 CLONE_PARENT = 0x8000
 
 Say = Callable[[str], None]
-TIME = itemgetter(0)
 
 
 class Opened(NamedTuple):
@@ -112,6 +112,7 @@ class PerfSource:
         self._tasks = Tasks(options.pids)
         self._opened: Dict[int, Opened] = {}
         """By the number that samples have."""
+        self._is_quiet = False
         self._streams: List[Opened] = []
         self._rings: List[Ring] = []
         self._task_rings: List[Ring] = []
@@ -432,6 +433,15 @@ class PerfSource:
         if flags & CLONE_PARENT and self._tasks.process(pid) == pid:
             self._tasks.made_beside(pid, sample.pid)
 
+    def quiet(self) -> None:
+        """See vm.event.Source.quiet."""
+        if not self._is_quiet:
+            for fd in (fd for opened in self._streams for fd in opened.fds):
+                disable(fd)
+            if self._instance is not None:
+                self._instance.stop()
+        self._is_quiet = True
+
     def settle(self, last: bool = False) -> None:
         """See vm.event.Source.settle: nothing is counted elsewhere."""
         if self._helpers.spaces is not None:
@@ -464,12 +474,8 @@ class PerfSource:
         """Say where BPF programs of others may keep events to themselves: the kernel samples none for which one returns 0."""
         for opened in self._streams:
             label = opened.stream.label
-            if (
-                opened.stream.event_id is not None
-                and label not in self._warned
-                and opened.fds
-                and has_programs(opened.fds[0])
-            ):
+            known = opened.stream.event_id is None or label in self._warned
+            if not known and opened.fds and has_programs(opened.fds[0]):
                 self._warned.add(label)
                 self._say(f"{label}: BPF programs of another tracer are on it and may keep its events from this one")
 
@@ -477,9 +483,8 @@ class PerfSource:
         """See vm.event.Source.close."""
         if self._helpers.spaces is not None:
             self._helpers.spaces.stop()
-        for opened in self._streams:
-            for fd in opened.fds:
-                os.close(fd)
+        for fd in (fd for opened in self._streams for fd in opened.fds):
+            os.close(fd)
         for ring in (*self._rings, *self._task_rings):
             unmap(ring)
         for owner in self._owners:

@@ -422,6 +422,10 @@ class RecordingSource:
         self._horizon_ns = max(self._horizon_ns, batch.horizon_ns)
         return batch
 
+    def quiet(self) -> None:
+        """See Source."""
+        self._live.quiet()
+
     def settle(self, last: bool = False) -> None:
         """See Source."""
         self._live.settle(last)

@@ -436,6 +436,9 @@ class ReplaySource:
                     chosen.append((record[0], choice.first_point + mask, *record[2:]))
         return chosen
 
+    def quiet(self) -> None:
+        """See vm.event.Source.quiet: nothing fires."""
+
     def settle(self, last: bool = False) -> None:
         """See Source: there is nothing to fetch."""
 

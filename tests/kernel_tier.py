@@ -358,6 +358,9 @@ class KernelSource(SyntheticSource):
         records += record(event, step.fired, step.time_ns, step.number << self.bits)
         return records
 
+    def quiet(self) -> None:
+        pass
+
     def settle(self, last: bool = False) -> None:
         if self.lowering.tables is not None:
             self.lowering.tables.drain()

@@ -178,6 +178,9 @@ class SyntheticSource:
             self.time_ns = int(str(batch[-1][0])) - seam
         return Batch(batch, self.time_ns, not self.records)
 
+    def quiet(self) -> None:
+        pass
+
     def settle(self, last: bool = False) -> None:
         pass
 

@@ -138,6 +138,9 @@ class Source(Protocol):
     def poll(self, timeout_ns: int) -> Batch:
         """Wait at most `timeout_ns` and return what came."""
 
+    def quiet(self) -> None:
+        """Let nothing more fire, where that is quickly done; what has fired is still to be polled. Safe to call twice."""
+
     def settle(self, last: bool = False) -> None:
         """Bring what handlers elsewhere (in the kernel) have counted into the script's tables, for a tick or trace_end.
 

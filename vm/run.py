@@ -89,6 +89,9 @@ class Clock:
         time.sleep(timeout_ns / 1e9)
         return Batch((), self.now_ns(), False)
 
+    def quiet(self) -> None:
+        """Nothing fires."""
+
     def settle(self, last: bool = False) -> None:
         """Nothing is counted elsewhere."""
 
@@ -224,8 +227,9 @@ class Run:
                 if not self.options.live:
                     break
                 self.ended_ns = deadline_ns = now_ns
-                self.give_up_ns = now_ns + PATIENCE_NS
-            if self.is_late(now_ns, SIGNAL_PATIENCE_NS):
+                self.be_patient_until(now_ns + PATIENCE_NS)
+            self.see_end(source, now_ns)
+            if self.is_late(now_ns - SIGNAL_PATIENCE_NS):
                 break
             batch = source.poll(wait_ns(now_ns, schedule.next_ns(), deadline_ns))
             for point in source.points[len(self.bound) :]:
@@ -239,15 +243,21 @@ class Run:
         """True once stop() was called or the command has ended."""
         return self.stopping or (self.options.finished is not None and self.options.finished())
 
-    def is_late(self, now_ns: int, grace_ns: int = 0) -> bool:
-        """True once events that fired before the end were given up that long ago. In a replay nothing is late."""
-        if not self.options.live:
-            return False
+    def see_end(self, source: Source, now_ns: int) -> None:
+        """After the end nothing more is to fire; after stop() there is less patience with what has fired."""
         if self.stopping and not self.hurried:
             self.hurried = True
-            hurry_ns = now_ns + SIGNAL_PATIENCE_NS
-            self.give_up_ns = hurry_ns if self.give_up_ns is None else min(hurry_ns, self.give_up_ns)
-        return self.give_up_ns is not None and now_ns > self.give_up_ns + grace_ns
+            self.be_patient_until(now_ns + SIGNAL_PATIENCE_NS)
+        if self.stopping or (self.ended_ns is not None and now_ns >= self.ended_ns):
+            source.quiet()
+
+    def be_patient_until(self, end_ns: int) -> None:
+        """Give up what is still to be handled then, if not before."""
+        self.give_up_ns = end_ns if self.give_up_ns is None else min(end_ns, self.give_up_ns)
+
+    def is_late(self, now_ns: int) -> bool:
+        """True once events that fired before the end are given up. In a replay nothing is late."""
+        return self.options.live and self.give_up_ns is not None and now_ns > self.give_up_ns
 
     def handle(self, batch: Batch, source: Source, schedule: Schedule, deadline_ns: Optional[int]) -> None:
         """Run the handlers of a batch's events and of the ticks among them. Raises Fault and Exit."""
@@ -280,11 +290,13 @@ class Run:
             self.machine.deliver(records[begin:end], self.bound)
             return
         piece, now_ns = PIECE_RECORDS, source.now_ns()
+        self.see_end(source, now_ns)
         while begin < end and not self.is_late(now_ns):
             last = min(begin + piece, end)
             self.machine.deliver(records[begin:last], self.bound)
             begin, before_ns = last, now_ns
             now_ns = source.now_ns()
+            self.see_end(source, now_ns)
             piece = 2 * piece if now_ns - before_ns < PIECE_NS else PIECE_RECORDS
         for record in records[begin:end]:
             point: int = record[1]  # type: ignore[assignment]  # as the interface has it

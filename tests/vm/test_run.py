@@ -61,6 +61,9 @@ class Recorded:
         records, self.time_ns = self.batches.pop(0)
         return Batch(records, self.time_ns, not self.batches)
 
+    def quiet(self) -> None:
+        pass
+
     def settle(self, last: bool = False) -> None:
         self.settled.append(self.time_ns)
 
