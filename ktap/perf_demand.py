@@ -15,7 +15,7 @@ from ktap.demand import USER, Demand, Read, inputs
 from ktap.event_format import EventFormat
 from ktap.kernel_filter import is_decided
 from ktap.perf_values import PARENT
-from ktap.plan import Captured, Wanted, reads_record
+from ktap.plan import Captured, Wanted
 from ktap.tracefs import TracepointName
 from vm.diagnostic import Diagnostic
 from vm.event import Probe
@@ -92,9 +92,8 @@ def unfit(
         why = is_decided(condition)
         if why is not None:
             problem(f"a filter of `{wanted.label}` that looks at {why}")
-    if wanted.context == RAW and (reads_record(wanted.demand) or wanted.filters):
-        hint = "the tracepoint of that name has fields: see ktap list -v"
-        problem(f"looking at the arguments of `{wanted.label}`", None, hint)
+    if wanted.context == RAW:
+        problem(f"`{wanted.label}`", None, "the tracepoint of that name does not: see ktap list")
     if wanted.context in (*USER_CONTEXTS, *CALL_CONTEXTS):
         from ktap.perf_probes import why_inexpressible
 

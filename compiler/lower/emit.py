@@ -290,7 +290,7 @@ class Emitter:
             return call(self, operation, values, result)
         rule = getattr(self, "on_" + op.lower(), None)
         if rule is None:
-            raise NotLowered(operation.span, f"{op} has no lowering")
+            raise NotLowered(operation.span, f"uses {op}, which has no lowering")
         made: Optional[Value] = rule(operation, values, result)
         return made
 
@@ -469,7 +469,7 @@ class Emitter:
     def on_checkint(self, operation: Operation, values: List[Value], result: Type) -> Optional[Value]:
         """CHECKINT: what may be no integer is left to the VM."""
         if not values[0].type.is_only("integer", "address"):
-            raise NotLowered(operation.span, f"a bound of the loop may be {values[0].type}")
+            raise NotLowered(operation.span, f"has a loop with a bound that may be {values[0].type}")
         return None
 
     def on_checkstep(self, operation: Operation, values: List[Value], result: Type) -> Optional[Value]:

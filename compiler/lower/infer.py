@@ -266,7 +266,7 @@ class Typing:
         """Integers, and nil from nil."""
         for kind in types:
             if not kind.is_only("integer", "nil", "address"):
-                raise NotLowered(operation.span, f"arithmetic with what may be {kind}")
+                raise NotLowered(operation.span, f"computes with what may be {kind}")
         if any(t.is_only("nil") for t in types):
             return NIL
         return join(INTEGER, NIL) if any(t.can_be("nil") for t in types) else INTEGER
@@ -367,10 +367,10 @@ class Typing:
         """The type a key adds to a table's keys: nil is a fault, so it is none."""
         key = key.without("nil")
         if not key.is_only(*KEY_KINDS) or len(key.kinds) > 1:
-            raise NotLowered(operation.span, f"a key that may be {key}", "use keys of one type")
+            raise NotLowered(operation.span, f"uses a key that may be {key}", "use keys of one type")
         for part in key.parts:
             if len(part.kinds) > 1 or not part.is_only(*KEY_KINDS):
-                raise NotLowered(operation.span, f"a key with a part that may be {part}", "use keys of one type")
+                raise NotLowered(operation.span, f"uses a key with a part that may be {part}", "use keys of one type")
         return key
 
     def on_getindex(self, operation: Operation, types: List[Type]) -> Type:

@@ -223,7 +223,7 @@ def _table_home(facts: TableFacts, group: Group, name_of: Callable[[Table], str]
         return TableHome(facts.table, name, AGGREGATION, facts, nested, bursts=bursts)
     try:
         if by_vm.written:
-            _refuse(uses, f"a tick changes `{name}`, which handlers also read", "let the handlers alone change it")
+            _refuse(uses, f"reads `{name}`, which a tick changes", "let the handlers alone change it")
         _check_keyed(facts, uses, group, name)
     except Refused:
         if facts.adds_nil is None or not ops <= {"ADDINDEX", "SUBINDEX"}:
@@ -252,15 +252,15 @@ def _refuse(uses: Mapping[int, Set[Access]], reason: str, remedy: Optional[str] 
 def _check_types(facts: TableFacts, uses: Mapping[int, Set[Access]], name: str) -> None:
     """Refuse keys or values of several types; an empty table that is only read has neither."""
     if len(facts.key.kinds) != 1 or any(len(part.kinds) != 1 for part in facts.key.parts):
-        _refuse(uses, f"`{name}` has keys that are {facts.key}", "use keys of one type")
+        _refuse(uses, f"uses `{name}`, which has keys that are {facts.key}", "use keys of one type")
     if len(facts.value.without("nil").kinds) > 1:
-        _refuse(uses, f"`{name}` has values that are {facts.value}", "keep values of one type")
+        _refuse(uses, f"uses `{name}`, which has values that are {facts.value}", "keep values of one type")
     if key_bytes(facts.key) > MOST_KEY_BYTES or any(
         has_nul(key) or has_nul(value) for key, value in facts.table.entries()
     ):
-        _refuse(uses, f"`{name}` has keys or values that only the VM can hold")
+        _refuse(uses, f"uses `{name}`, which has keys or values that only the VM can hold")
     if not facts.value.is_only(*VALUE_KINDS, "stats"):
-        _refuse(uses, f"`{name}` has values that are {facts.value}, which only the VM has")
+        _refuse(uses, f"uses `{name}`, which has values that are {facts.value}: only the VM has such")
 
 
 def has_nul(value: object) -> bool:
@@ -273,7 +273,7 @@ def has_nul(value: object) -> bool:
 def _check_keyed(facts: TableFacts, uses: Mapping[int, Set[Access]], group: Group, name: str) -> None:
     """Refuse entries that handlers on other processors could change in the middle of a run."""
     if "stats" in facts.value.kinds:
-        _refuse(uses, f"`{name}` has aggregations that a handler reads", "read them in a tick or in trace_end")
+        _refuse(uses, f"reads aggregations that are in `{name}`", "read them in a tick or in trace_end")
     ways: Set[str] = set()
     for number, accesses in uses.items():
         for access in accesses:
@@ -288,7 +288,7 @@ def _check_keyed(facts: TableFacts, uses: Mapping[int, Set[Access]], group: Grou
     if len(ways) > 1:
         _refuse(uses, f"keys `{name}` in more than one way ({', '.join(sorted(ways))})")
     if "task" not in min(ways) and can_nest(group.events(uses)):
-        _refuse(uses, f"`{name}` is used by events of which one can interrupt another")
+        _refuse(uses, f"uses `{name}` for events of which one can interrupt another")
 
 
 def _serialized(key: Operand, flat: FlatHandler, events: Sequence[str]) -> Optional[str]:
@@ -347,7 +347,7 @@ def _variable_home(variable: Variable, group: Group) -> VariableHome:
         homes |= _additions(variable, number, group.kernel[number])
     if len(homes) > 1:
         number = min(writers)
-        reason = f"`{variable.name}` is added to in one place and sampled in another"
+        reason = f"adds to `{variable.name}` in one place and samples it in another"
         raise Refused(number, NotLowered(writers[number][0].span, reason))
     home = homes.pop()
     if home == SUM and not group.facts.variables[variable].is_only("integer"):
@@ -369,7 +369,7 @@ def _additions(variable: Variable, number: int, flat: FlatHandler) -> Set[str]:
             change = changes.get(id(operation))
             if change is None:
                 reason = f"reads `{variable.name}` and changes it, which other processors do at the same time"
-                remedy = "only add to it, or keep it in a table keyed by tid or cpu"
+                remedy = "only add to it, sample it (<<<) for its least or greatest, or keep it in a table keyed by tid or cpu"
                 raise Refused(number, NotLowered(operation.span, reason, remedy))
             homes.add(AGGREGATION if change.op == "STATADD" else SUM)
     return homes

@@ -47,7 +47,7 @@ def _number_read(operation: Operation, arguments: Sequence[Type]) -> Type:
 
 def _address(operation: Operation, arguments: Sequence[Type]) -> None:
     if not arguments or not arguments[0].is_only("integer", "address", "nil"):
-        raise NotLowered(operation.span, f"{operation.name} of a value that may be no address")
+        raise NotLowered(operation.span, f"calls {operation.name} with a value that may be no address")
 
 
 def _constant_count(operation: Operation, position: int, most: int) -> int:
@@ -57,7 +57,7 @@ def _constant_count(operation: Operation, position: int, most: int) -> int:
     if isinstance(count, Constant) and count.value is None:
         return most
     if not isinstance(count, Constant) or type(count.value) is not int or count.value <= 0:
-        raise NotLowered(operation.span, f"{operation.name} of a size that is not a constant", "write a number")
+        raise NotLowered(operation.span, f"calls {operation.name} with a size that is not a constant", "write a number")
     return min(count.value, most)
 
 
@@ -75,7 +75,9 @@ def stack_frames(operation: Operation) -> Tuple[int, int]:
     if isinstance(skip, Constant) and skip.value is None:
         return depth, 0
     if not isinstance(skip, Constant) or type(skip.value) is not int or not 0 <= skip.value <= MAX_FRAMES:
-        raise NotLowered(operation.span, f"{operation.name} that skips a number of frames that is not a constant")
+        raise NotLowered(
+            operation.span, f"calls {operation.name} with a number of frames to skip that is not a constant"
+        )
     return depth, skip.value
 
 
@@ -87,7 +89,7 @@ def _as_address(operation: Operation, arguments: Sequence[Type]) -> Type:
 
 def _length(operation: Operation, arguments: Sequence[Type]) -> Type:
     if not arguments or not arguments[0].is_only("string"):
-        raise NotLowered(operation.span, "len of what may be no string")
+        raise NotLowered(operation.span, "takes the length of what may be no string")
     return INTEGER
 
 
@@ -99,7 +101,7 @@ def state_name(operation: Operation) -> str:
         return f"curtask.{operation.name}"
     name = operation.arguments[0] if operation.arguments else None
     if not isinstance(name, Constant) or not isinstance(name.value, bytes) or name.value == b"in_interrupt":
-        raise NotLowered(operation.span, "curr_taskinfo of a name that is not a constant")
+        raise NotLowered(operation.span, "calls curr_taskinfo with a name that is not a constant")
     return f"curtask.{name.value.decode('latin-1')}"
 
 

@@ -240,7 +240,7 @@ def test_what_is_not_known_is_nil_and_said() -> None:
     ("script", "message"),
     [
         ("trace sched:sched_switch { print(curtask.pid) }", "`curtask.pid` takes BPF"),
-        ("trace raw:sched_switch { print(arg1) }", "the arguments of `raw:sched_switch` takes BPF"),
+        ("trace raw:sched_switch { print(arg1) }", "`raw:sched_switch` takes BPF"),
         ("trace sched:sched_switch /uid == 0/ { }", "looks at `uid` takes BPF"),
         ("trace sched:sched_process_exec { print(kernel_u64(0xffffffff81000000)) }", "reading memory of the kernel"),
     ],

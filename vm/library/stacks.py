@@ -101,13 +101,13 @@ def frame_name(symbol: str) -> str:
     return f"[{in_file[1]}]" if in_file is not None else FRAME_OFFSET.sub("", symbol)
 
 
-@builtin("ksym", "a?: integer", "address")
+@builtin("ksym", "a?: integer", "address", (), KERNEL)
 def ksym(machine: Machine, depth: int, a: Optional[int] = None) -> Optional[Address]:
     """a as an address of the kernel, which prints as its symbol"""
     return None if a is None else Address(a)
 
 
-@builtin("ipof", "a?: integer", "address")
+@builtin("ipof", "a?: integer", "address", (), KERNEL)
 def ipof(machine: Machine, depth: int, a: Optional[int] = None) -> Optional[Address]:
     """the same as ksym"""
     return ksym(machine, depth, a)

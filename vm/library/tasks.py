@@ -40,7 +40,7 @@ def curr_taskinfo(machine: Machine, depth: int, name: bytes) -> object:
     return state(machine, "curr_taskinfo", name.decode("utf-8", "replace"))
 
 
-@builtin("in_interrupt", "", "boolean", ("event",))
+@builtin("in_interrupt", "", "boolean", ("event",), KERNEL)
 def in_interrupt(machine: Machine, depth: int) -> object:
     """whether the event fired in an interrupt"""
     return state(machine, "in_interrupt", "in_interrupt")
