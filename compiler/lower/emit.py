@@ -119,7 +119,7 @@ class Emitter:
 
     def label(self, block: int) -> str:
         """The label of a block."""
-        return f"{self.prefix}{block}"
+        return f"{self.prefix}.{block}"
 
     def _targets(self, number: int) -> List[int]:
         block = self.flat.blocks[number]
