@@ -346,7 +346,15 @@ class Typing:
         if operation.name == "printf":
             check_format(operation, types, self.facts.built_bytes)
         result = row.result(operation, types)
-        return result._replace(size_bytes=min(result.size_bytes, self.facts.string_bytes)) if row.reads else result
+        return self._as_read(operation, result) if row.reads else result
+
+    def _as_read(self, operation: Operation, result: Type) -> Type:
+        """What is read of a string; one that the script may not hold is a fault of the VM's."""
+        size = min(result.size_bytes, self.facts.string_bytes)
+        if size > self.facts.built_bytes:
+            reason = f"reads a string that may be longer than {self.facts.built_bytes} bytes"
+            raise NotLowered(operation.span, reason, "read less of it, or raise --max-string")
+        return result._replace(size_bytes=size)
 
     # -- tables -------------------------------------------------------------------------------
 

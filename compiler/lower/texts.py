@@ -268,10 +268,11 @@ class Texts:
         return rounded(max(left.type.size_bytes, right.type.size_bytes, 1))
 
     def placed(self, constant: bytes) -> Value:
-        """A constant with its bytes in memory."""
-        room = self.room(len(constant))
-        self.place(Value(string(len(constant)), constant=constant), room, rounded(len(constant)))
-        return Value(string(len(constant)), pointer=room, length=str(len(constant)), zeros=True)
+        """A constant with its bytes in memory: a word of zeros where it has none, since a string's type has room for one."""
+        kind = string(len(constant))
+        room = self.room(kind.size_bytes)
+        self.place(Value(kind, constant=constant), room, rounded(kind.size_bytes))
+        return Value(kind, pointer=room, length=str(len(constant)), zeros=True)
 
     def _long_equal(self, left: Value, right: Value, size: int) -> str:
         """The same a piece after the other, up to the length that both must have."""
