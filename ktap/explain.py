@@ -37,6 +37,7 @@ from ktap.groups import layers
 from ktap.layout import Layout
 from ktap.live import LiveSource, detach_s
 from ktap.lowered import Lowering
+from ktap.map_sizes import locked_bytes
 from ktap.objects import Objects
 from ktap.options import Options
 from ktap.plan import Captured
@@ -90,8 +91,6 @@ SLOTS = {
     USER_STACK: "the process's stack",
 }
 """What a VM handler is given, by the slot of a record."""
-ELEMENT_BYTES, BUCKET_BYTES = 48, 16
-"""Of a hash map, beside keys and values (kernel/bpf/hashtab.c: struct htab_elem, struct bucket)."""
 NO_PRIVILEGE = 3
 """Status of a refusal for want of privilege or kernel support."""
 
@@ -229,18 +228,6 @@ def table_maps(lowering: Lowering) -> Iterator[Tuple[MapSpec, str]]:
     for name, spec in tables.specs.items():
         if name in purposes:
             yield spec, purposes[name]
-
-
-def locked_bytes(spec: MapSpec, cpus: int) -> int:
-    """About how much memory a map takes (kernel/bpf/hashtab.c: htab_map_mem_usage; arraymap.c)."""
-    value = (spec.value_bytes + 7) & ~7
-    if spec.kind in (HASH, PERCPU_HASH):
-        values = value if spec.kind == HASH else 8 + cpus * value
-        buckets = 1 << (spec.entries - 1).bit_length()
-        size = spec.entries * (ELEMENT_BYTES + ((spec.key_bytes + 7) & ~7) + values) + buckets * BUCKET_BYTES
-    else:
-        size = spec.entries * value * (cpus if spec.kind == PERCPU_ARRAY else 1)
-    return size * (2 if spec.swapped else 1)
 
 
 # -- telling ----------------------------------------------------------------------------------

@@ -189,8 +189,7 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
             members[member.path] = found
     if wanted.context == RAW and wanted.arguments and reads_record(wanted.demand):
         slots.append(fixed(ARGUMENTS, 8 * len(wanted.arguments)))
-    needs_format = reads_record(wanted.demand)
-    if wanted.format is not None and needs_format:
+    if wanted.format is not None and reads_record(wanted.demand):
         slots.append(record_slot(wanted.context, wanted.format, wanted.recipe))
     layout = aligned(tuple(slots))
     keep_format = wanted.format if wanted.format is not None and _dynamic(wanted.format) else None
