@@ -104,6 +104,20 @@ def trace(
     return Traced(sink.data.decode("utf-8", "surrogateescape"), outcome.losses, notices, faults, source)
 
 
+SPIN = """
+import os, time
+end = time.time() + 1.5
+for cpu in sorted(os.sched_getaffinity(0))[1:]:
+    if os.fork() == 0:
+        os.sched_setaffinity(0, {cpu})
+        break
+else:
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
+while time.time() < end: pass
+"""
+"""Python code that keeps every processor at work for a while: Linux 6.18 takes no samples of those that stand idle."""
+
+
 def python(code: str) -> list[str]:
     """A command that runs Python code."""
     return [sys.executable, "-S", "-E", "-c", code]

@@ -6,7 +6,7 @@ import os
 import subprocess
 
 import pytest
-from tracing import TRANSPORTS, python, trace
+from tracing import SPIN, TRANSPORTS, python, trace
 
 from ktap import kernel
 from ktap.late import Late, Places
@@ -147,21 +147,7 @@ def test_stacks(buffer: str) -> None:
     assert any("true" in line and "bpf" not in line for line in lines)
 
 
-SPIN = """
-import os, time
-end = time.time() + 1.5
-for cpu in sorted(os.sched_getaffinity(0))[1:]:
-    if os.fork() == 0:
-        os.sched_setaffinity(0, {cpu})
-        break
-else:
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
-while time.time() < end: pass
-"""
-
-
 def test_profile_samples_every_processor() -> None:
-    """As often as was asked, on processors that work (on idle ones Linux 6.18 leaves samples out)."""
     script = "profile-200hz { n[cpu] += 1 } trace_end { for (k, v in sort_pairs(n)) { print(k, v) } }"
     lines = trace(script, python(SPIN), everyone=True, duration_s=1.0).lines
     counts = dict(tuple(map(int, line.split("\t"))) for line in lines)

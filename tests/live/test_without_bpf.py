@@ -12,7 +12,7 @@ from typing import Iterator, Sequence
 
 import pytest
 from conftest import ROOT, Ktap
-from tracing import Traced, python, trace
+from tracing import SPIN, Traced, python, trace
 
 from ktap import perf_source
 from ktap.backends import why_no_bpf
@@ -220,10 +220,10 @@ def test_interrupts() -> None:
 
 def test_a_timer_on_every_processor() -> None:
     script = "profile-97hz { n[cpu] += 1 } trace_end { for (k, v in sort_pairs(n)) { print(k, v) } }"
-    traced = trace(script, duration_s=1, backend="perf")
+    traced = trace(script, python(SPIN), duration_s=1, everyone=True, backend="perf")
     counts = [int(line.split("\t")[1]) for line in traced.lines]
     assert len(counts) == len(os.sched_getaffinity(0))
-    assert all(60 <= count <= 100 for count in counts)
+    assert all(40 <= count <= 130 for count in counts), counts
 
 
 def test_what_is_not_known_is_nil_and_said() -> None:

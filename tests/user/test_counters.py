@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from c_program import WORK, compiled
-from tracing import EVENTS, python, trace
+from tracing import EVENTS, SPIN, python, trace
 
 from ktap import kernel
 from ktap.counters import HARDWARE_EVENTS, NoCounter, available, cache_events, find_counter
@@ -149,7 +149,7 @@ def test_variables_of_every_size_written_and_read(tmp_path: Path, tier: str, mod
 def test_timers_on_every_processor_at_any_rate(tier: str, rate: str, per_s: int) -> None:
     script = f"profile-{rate} {{ n[cpu] += 1 }} trace_end {{ for (k, v in sort_pairs(n)) {{ print(k, v) }} }}"
     begun_s = time.monotonic()
-    traced = trace(script, duration_s=0.5, everyone=True, tier=tier)
+    traced = trace(script, python(SPIN), duration_s=0.5, everyone=True, tier=tier)
     took_s = time.monotonic() - begun_s
     assert not traced.losses
     counts = dict(tuple(map(int, line.split())) for line in traced.lines)
