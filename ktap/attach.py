@@ -38,6 +38,7 @@ from ktap.fetched import STACK_RECORD_BYTES
 from ktap.filling import PREEMPT_COUNT, PREEMPT_OFFSET
 from ktap.glob import TEXT_VALUE_BYTES
 from ktap.groups import layers, user_groups
+from ktap.keeper import Keeper
 from ktap.objects import Objects, Value
 from ktap.plan import Captured, is_plain, reads_to
 from ktap.predicate import needs_text
@@ -110,18 +111,6 @@ class Skipped(NamedTuple):
     error: OSError
 
 
-def wait_for_programs() -> None:
-    """Return when every program that runs now has ended: so long the kernel waits when a map in a map is exchanged.
-
-    Source: kernel/bpf/syscall.c, maybe_wait_bpf_programs. Raises OSError.
-    """
-    inner = kernel.create_map(kernel.ARRAY, "ktap_wait", 4, 4, 1)
-    try:
-        os.close(kernel.create_map_of_maps("ktap_waits", inner))
-    finally:
-        os.close(inner)
-
-
 class Attachment:
     """Programs and what they are attached to. `losses` is a map: number of an event to how many were lost."""
 
@@ -132,6 +121,8 @@ class Attachment:
         self._maps: List[int] = []
         self._events: List[int] = []
         """What programs hang on: closing one of them detaches."""
+        self._keeper: Optional[Keeper] = None
+        """What opens probes of places in files."""
         self.perf_events = 0
         self.counting: List[Tuple[str, int]] = []
         """Links of functions of the kernel, which count what they miss."""
@@ -173,12 +164,12 @@ class Attachment:
 
     def _all(self, numbered: Sequence[Tuple[int, Captured]]) -> List[Skipped]:
         skipped: List[Skipped] = []
+        for places in user_groups(numbered):  # before those that would see what the keeper does
+            skipped += self._user(places)
         for context in (SYSCALL_ENTER, SYSCALL_EXIT):
             group = [(number, event) for number, event in numbered if event.wanted.context == context]
             for layer in layers(group):
                 self._syscalls(context, layer)
-        for places in user_groups(numbered):
-            skipped += self._user(places)
         rest = [pair for pair in numbered if pair[1].wanted.called is not None and not self._typed(*pair)]
         if rest:
             from ktap import links
@@ -206,14 +197,19 @@ class Attachment:
         """Let no program start any more, and return when those that run have ended."""
         for fd in self._events:
             os.close(fd)
+        if self._keeper is not None:
+            self._keeper.let_go()
         self._events, self.counting, self.perf_events = [], [], 0
-        wait_for_programs()
+        kernel.wait_for_programs()
 
     def close(self) -> None:
         """Detach and free everything. Safe to call twice."""
         for fd in (*self._events, *(program.fd for program in self.programs), *self._maps):
             os.close(fd)
         self._events, self.programs, self._maps = [], [], []
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
 
     def _map(self, kind: int, name: str, value_bytes: int, entries: int) -> int:
         make = self._objects.map if self._verified is None else kernel.create_map
@@ -253,6 +249,7 @@ class Attachment:
                 values[PREEMPT_COUNT], values[PREEMPT_OFFSET] = KernelVariable(found[0]), found[1]
         if context in USER_CONTEXTS:
             values[claiming.CLAIMS] = MapFd(self._claims(label))
+            values["keeper"] = 0 if self._keeper is None else self._keeper.number
         if options.followed is not None:
             values["followed"] = MapFd(options.followed)
         size = scratch_bytes(spec)
@@ -344,6 +341,8 @@ class Attachment:
         self._objects.unfit()
         from ktap import uprobes
 
+        if self._keeper is None and self._options.attaching and self._verified is None:
+            self._keeper = Keeper(uprobes.CALLS, number=kernel.own_process)
         wanted, attach_type = group[0][1].wanted, uprobes.attach_type()
         case = self._waiting(group[0][1].case, attach_type)
         values = self._record_values(case)
@@ -353,7 +352,8 @@ class Attachment:
             return []
         self._serves(len(group))
         places = [uprobes.Place(event.wanted.spot, number) for number, event in group if event.wanted.spot is not None]
-        attached = uprobes.attach(fd, places, wanted.context == USER_RETURN)
+        assert self._keeper is not None
+        attached = uprobes.attach(self._keeper, fd, places, wanted.context == USER_RETURN)
         self._events += attached.fds
         events = dict(group)
         return [Skipped(events[place.cookie], error) for place, error in attached.refused]

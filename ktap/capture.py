@@ -179,7 +179,7 @@ def capture_ir(spec: Spec) -> str:
 
     Its references: `buffer`, `losses`, `own_process` (a number); `event` and `event_id` (numbers), or
     `wanted` (system calls);
-    `followed`, `scratch`, `busy`, `text`, `unread` where the spec asks for them.
+    `followed`, `scratch`, `busy`, `text`, `unread` where the spec asks for them; `keeper` (a number) in files.
     """
     w = Writer()
     if spec.context == TRACEPOINT:
@@ -199,6 +199,8 @@ def capture_ir(spec: Spec) -> str:
     process = w.value(f"lshr i64 {pair}, 32")
     if spec.context != PROFILE and not spec.cases[0].of_ktap:
         w.only_if(w.value(f"icmp ne i64 {process}, {w.number('own_process')}"))
+        if spec.context in USER_CONTEXTS:
+            w.only_if(w.value(f"icmp ne i64 {process}, {w.number('keeper')}"))
     cpu = w.call("get_smp_processor_id")
     if spec.cpu is not None:
         w.only_if(w.value(f"icmp eq i32 {cpu}, {spec.cpu}"))

@@ -162,6 +162,18 @@ def take_all(fd: int, key_bytes: int, value_bytes: int, remove: bool) -> Iterato
 # -- programs -----------------------------------------------------------------------------------
 
 
+def wait_for_programs() -> None:
+    """Return when every program that runs now has ended: so long the kernel waits when a map in a map is exchanged.
+
+    Source: kernel/bpf/syscall.c, maybe_wait_bpf_programs. Raises OSError.
+    """
+    inner = create_map(ARRAY, "ktap_wait", 4, 4, 1)
+    try:
+        os.close(create_map_of_maps("ktap_waits", inner))
+    finally:
+        os.close(inner)
+
+
 def loads(kind: int, instructions: bytes) -> bool:
     """Whether the kernel takes a program. Raises OSError where BPF may not be used at all."""
     try:
@@ -381,7 +393,6 @@ INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 GET_CURRENT_PID_TGID = 14
 
 
-@cache
 def own_process() -> int:
     """This process's number as the kernel's programs see it, which in a container is not os.getpid()."""
     if os.readlink("/proc/self/ns/pid") == INITIAL_PID_NAMESPACE:

@@ -1,9 +1,7 @@
 """Definitions of events in the kernel (uprobe_events, kprobe_events, dynamic_events of tracefs), in a group of ktap's own.
 
-Unlike file descriptors they outlive the process that made them. So a small process watches over them: it reads
-a socket that ends when ktap ends, however it ends, and then removes the group. It also keeps the perf events of
-places in code: a process that is killed cannot let go of them well, for the kernel gives up waiting for the memory
-of others (`failed to unregister, leaking uprobe`, says Linux 6.18) and leaves the breakpoints there.
+Unlike file descriptors they outlive the process that made them. So a small process watches over them (ktap.keeper),
+and removes the group when ktap has ended, however it ended. It also opens the perf events of places in code.
 
 What a run could leave behind all the same (that process killed, too) is removed by the next run that defines
 something: the group's name says whose it is.
@@ -13,14 +11,16 @@ Source: Documentation/trace/uprobetracer.rst, kprobetrace.rst, eprobetrace.rst.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
-import signal
-import socket
 import time
 from contextlib import suppress
-from typing import Dict, List, NoReturn, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from ktap.keeper import Keeper
+from ktap.perf_event import Attribute, open_event
 
 FILES = ("uprobe_events", "kprobe_events", "dynamic_events")
 GROUP = re.compile(r"\bktap_(\d+)_(\d+)\b")
@@ -28,10 +28,6 @@ DEFINITION = re.compile(r"^\w+:([\w]+)/([\w]+)", re.M)
 REMOVING_S = 20.0
 """So long it is tried to remove what is still in use."""
 RETRY_S = 0.02
-HELD, LET_GO, DONE = b"h", b"l", b"d"
-"""Messages: files to keep, files to close, the end of the work."""
-MOST_FILES = 200
-"""In one message (SCM_MAX_FD is 253)."""
 AT_ONCE = 20
 """So many lines are written to the kernel in one go; it takes a page."""
 
@@ -42,8 +38,7 @@ class OwnGroup:
     def __init__(self, root: str) -> None:
         self.name = group_of(os.getpid())
         self._root = root
-        self._guard: Optional[Tuple[int, socket.socket]] = None
-        """The process that watches, and the socket to it."""
+        self._keeper: Optional[Keeper] = None
         self._count = 0
 
     def define(self, file: str, head: str, places: Sequence[str]) -> str:
@@ -66,11 +61,18 @@ class OwnGroup:
             done += len(some)
         return name
 
-    def guard(self) -> None:
-        """Have somebody watch over the group, and remove what others have left."""
-        if self._guard is None:
+    def guard(self) -> Keeper:
+        """The process that watches over the group; when it starts, what others have left is removed."""
+        if self._keeper is None:
             sweep(self._root)
-            self._guard = watched(self._root, self.name)
+            root, name = self._root, self.name
+            self._keeper = Keeper({"open": _open}, lambda: remove(root, name))
+        return self._keeper
+
+    @property
+    def keeper(self) -> Optional[int]:
+        """The number of the process that watches, None where there is none."""
+        return None if self._keeper is None else self._keeper.number
 
     def _why(self) -> str:
         """What the kernel says was wrong with the last definition."""
@@ -84,27 +86,29 @@ class OwnGroup:
         """The directory of an event."""
         return os.path.join(self._root, "events", self.name, name)
 
-    def hold(self, fds: Sequence[int]) -> None:
-        """Have the process that watches keep files open, too, until this one has closed them."""
-        self.guard()
-        assert self._guard is not None
-        for first in range(0, len(fds), MOST_FILES):
-            socket.send_fds(self._guard[1], [HELD], list(fds[first : first + MOST_FILES]))
-            self._guard[1].recv(1)
+    def open(self, attribute: Attribute, text: bytes, cpu: int, what: str) -> int:
+        """See perf_event.open_event: a perf event of a place in code, of all processes. Raises OSError.
+
+        The attribute's `config1` is to point at the text, where there is one.
+        """
+        return self.guard().call("open", (tuple(attribute), text, cpu, what))
 
     def close(self) -> None:
         """Remove everything. Safe to call twice."""
-        if self._guard is not None:
-            pid, link = self._guard
-            self._guard = None
-            with suppress(OSError):  # it may have been killed
-                link.send(LET_GO)
-                link.recv(1)
+        if self._keeper is not None:
+            keeper, self._keeper = self._keeper, None
+            keeper.let_go()
             remove(self._root, self.name)
-            with suppress(OSError):
-                link.send(DONE)
-            link.close()
-            os.waitpid(pid, 0)
+            keeper.close()
+
+
+def _open(numbers: Tuple[int, ...], text: bytes, cpu: int, what: str) -> int:
+    """In the process that watches."""
+    attribute = Attribute(*numbers)
+    room = ctypes.create_string_buffer(text)
+    if text:
+        attribute = attribute._replace(config1=ctypes.addressof(room))
+    return open_event(attribute, cpu, -1, what)
 
 
 def write(path: str, text: str) -> None:
@@ -179,54 +183,3 @@ def sweep(root: str) -> None:
         if not alive:
             with suppress(OSError):
                 remove(root, group)
-
-
-def watched(root: str, group: str) -> Tuple[int, socket.socket]:
-    """Start the process that removes a group when this one has ended; its number, and the socket to it."""
-    theirs, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid == 0:
-        _watch(theirs, root, group)
-    theirs.close()
-    return pid, link
-
-
-def _watch(link: socket.socket, root: str, group: str) -> NoReturn:
-    """Wait until the socket ends; then let go of what is held and remove the group, unless nothing is left to do."""
-    try:
-        os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
-        null = os.open(os.devnull, os.O_RDWR)
-        for standard in (0, 1, 2):
-            os.dup2(null, standard)
-        kept = os.dup2(link.fileno(), 3)
-        os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
-        held: List[int] = []
-        with socket.socket(fileno=kept) as ours:
-            word = _answered(ours, held)
-            while word in (HELD, LET_GO):
-                word = _answered(ours, held)
-        if word != DONE:
-            _close_all(held)
-            remove(root, group)
-    finally:
-        os._exit(0)
-
-
-def _answered(link: socket.socket, held: List[int]) -> bytes:
-    """Do what one message asks; the message, empty at the end."""
-    word, fds, _, _ = socket.recv_fds(link, 1, MOST_FILES)
-    held += fds
-    if word == LET_GO:
-        _close_all(held)
-    if word in (HELD, LET_GO):
-        with suppress(OSError):
-            link.send(word)
-    return word
-
-
-def _close_all(held: List[int]) -> None:
-    for file in held:
-        os.close(file)
-    held.clear()

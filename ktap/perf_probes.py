@@ -6,7 +6,6 @@ descriptor. One whose values take memory is defined in ktap's own group, with th
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from functools import cache
@@ -104,12 +103,12 @@ def attribute_of(event: Captured, registers: Registers, machine: str) -> Attribu
 def device_stream(number: int, event: Captured, tools: Tools) -> Stream:
     """One place as an event of a PMU. Raises OSError."""
     registers = Registers(tools.machine)
-    attribute, keep = _device_event(event.wanted, attribute_of(event, registers, tools.machine))
+    attribute, text = _device_event(event.wanted, attribute_of(event, registers, tools.machine))
     maker = (Maker(number, event, tools.bits, probe_fills(event, registers, {}, tools.machine)),)
     device = "uprobe" if event.wanted.spot is not None else "kprobe"
     how = f"a perf event of the {device} PMU on every processor"
     return Stream(
-        event.wanted.label, attribute, lambda sample: maker, tools.narrowing or None, how=how, keep=keep, in_code=True
+        event.wanted.label, attribute, lambda sample: maker, tools.narrowing or None, how=how, text=text, in_code=True
     )
 
 
@@ -220,21 +219,20 @@ def format_of(group: OwnGroup, name: str) -> EventFormat:
         return parse_format(group.name, file.read())
 
 
-def _device_event(wanted: Wanted, attribute: Attribute) -> Tuple[Attribute, Tuple[object, ...]]:
-    """The event of a PMU, and what its attribute points at. Raises OSError."""
+def _device_event(wanted: Wanted, attribute: Attribute) -> Tuple[Attribute, bytes]:
+    """The event of a PMU, and what its attribute is to point at. Raises OSError."""
     returns = RETURNS if wanted.context in (USER_RETURN, CALL_RETURN) else 0
     if wanted.spot is not None:
         spot = wanted.spot
-        text = ctypes.create_string_buffer(os.fsencode(spot.path))
+        text = os.fsencode(spot.path)
         config = returns | spot.semaphore << SEMAPHORE_SHIFT
         device, behind = _device("uprobe"), spot.offset
     else:
         called = wanted.called
         assert called is not None
-        text = ctypes.create_string_buffer(called.symbol.encode())
+        text = called.symbol.encode()
         config, device, behind = returns, _device("kprobe"), called.offset
-    place = ctypes.addressof(text)
-    return attribute._replace(type=device, config=config, config1=place, config2=behind), (text,)
+    return attribute._replace(type=device, config=config, config2=behind), text
 
 
 @cache

@@ -53,7 +53,7 @@ from ktap.perf_values import PARENT, layout_of, seen_by, who_of
 from ktap.plan import Captured, Wanted, captured, probes_of
 from ktap.resolve import Kernel, Resolver
 from ktap.settings import UNNAMED, Helpers, Options, buffer_bytes, power_of_two, refusal
-from ktap.tasks import GONE, Change, Tasks, read_change
+from ktap.tasks import GONE, Change, NewTask, Tasks, read_change
 from ktap.tracefs import TracepointName
 from ktap.transport import TIME
 from vm.diagnostic import Refusal
@@ -80,14 +80,6 @@ class Opened(NamedTuple):
     stream: Stream
     fds: List[int]
     read: Read
-
-
-class NewTask(NamedTuple):
-    """Where the record of NEW_TASK has the process and the flags."""
-
-    pid: int
-    flags: int
-    size: int
 
 
 class PerfSource:
@@ -320,7 +312,7 @@ class PerfSource:
         self._streams.append(opened)
         for ring in self._rings:
             try:
-                fd = open_event(attribute, ring.cpu, -1, stream.label)
+                fd = self._event(stream, ring.cpu)
             except OSError as error:
                 if stream.event_id is not None or opened.fds or error.errno not in REFUSED:
                     raise
@@ -335,8 +327,11 @@ class PerfSource:
             share_ring(fd, ring.owner)
             if stream.filter:
                 set_filter(fd, stream.filter)
+
+    def _event(self, stream: Stream, cpu: int) -> int:
         if stream.in_code:
-            self._own_group().hold(opened.fds)
+            return self._own_group().open(stream.attribute, stream.text, cpu, stream.label)
+        return open_event(stream.attribute, cpu, -1, stream.label)
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -402,7 +397,8 @@ class PerfSource:
 
     def _records(self, found: Sequence[Union[Sample, Change]]) -> List[Values]:
         """The records of samples in order of time, each with what was known of tasks by then."""
-        tasks, own, initial = self._tasks, self._own, self._initial
+        tasks, initial = self._tasks, self._initial
+        own = (self._own, None if self._group is None else self._group.keeper)
         records: List[Values] = []
         for one in found:
             if isinstance(one, Change):
@@ -414,7 +410,7 @@ class PerfSource:
                 continue
             stream = opened.stream
             who = who_of(one, tasks, stream.by_record and initial)
-            if who.pid == own and stream.leaves_out_ktap:
+            if who.pid in own and stream.leaves_out_ktap:
                 continue
             if tasks.followed is not None and who.pid not in tasks.followed:
                 continue

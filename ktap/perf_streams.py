@@ -69,8 +69,8 @@ class Stream(NamedTuple):
     """Of the tracepoint, where that is what detaching takes its time for."""
     how: str = "a perf event of the tracepoint on every processor"
     """For ktap explain."""
-    keep: Tuple[object, ...] = ()
-    """What its attribute points at."""
+    text: bytes = b""
+    """What the attribute's `config1` is to point at where it opens the event, empty for none."""
     in_code: bool = False
     """It takes breakpoints, which somebody must be there to let go of when ktap is killed."""
     plain: Optional[TracepointName] = None

@@ -61,6 +61,14 @@ def read_change(kind: int, data: memoryview, at: int) -> Optional[Change]:
     return Change(time_ns, kind, pid, tid, 0, 0, name)
 
 
+class NewTask(NamedTuple):
+    """Where the record of `task:task_newtask` has the process and the flags."""
+
+    pid: int
+    flags: int
+    size: int
+
+
 class Tasks:
     """What is known at the time of the event that comes next."""
 

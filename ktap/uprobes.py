@@ -1,7 +1,7 @@
 """Attaching programs to places in files: links of many places where the kernel has them, else a perf event each.
 
-Both are held by file descriptors and gone with them. Each place has a number, its cookie, which the
-program asks for. Sources: linux/bpf.h (BPF_TRACE_UPROBE_MULTI, Linux 6.6), linux/perf_event.h and
+Both are held by file descriptors and gone with them; ktap.keeper opens and closes them. Each place has a number, its
+cookie, which the program asks for. Sources: linux/bpf.h (BPF_TRACE_UPROBE_MULTI, Linux 6.6), linux/perf_event.h and
 /sys/bus/event_source/devices/uprobe (Linux 4.17), links of perf events with cookies (Linux 5.15).
 """
 
@@ -12,9 +12,10 @@ import errno
 import os
 import struct
 from functools import cache
-from typing import List, Sequence, Tuple
+from typing import List, Mapping, Sequence, Tuple
 
 from ktap import kernel
+from ktap.keeper import Call, Keeper
 from ktap.user_functions import Spot
 from vm.named_tuple import NamedTuple
 
@@ -64,14 +65,14 @@ def has_multi() -> bool:
     return True
 
 
-def attach(program: int, places: Sequence[Place], returns: bool) -> Attached:
+def attach(keeper: Keeper, program: int, places: Sequence[Place], returns: bool) -> Attached:
     """Attach a program, loaded for `attach_type()`, to places of one file. Raises OSError where none can be."""
     found = Attached([], [])
     try:
         if has_multi():
-            _attach_multi(program, places, returns, found)
+            _attach_multi(keeper, program, places, returns, found)
         else:
-            _attach_each(program, places, returns, found)
+            _attach_each(keeper, program, places, returns, found)
     except OSError:
         for fd in found.fds:
             os.close(fd)
@@ -79,19 +80,15 @@ def attach(program: int, places: Sequence[Place], returns: bool) -> Attached:
     return found
 
 
-def _attach_multi(program: int, places: Sequence[Place], returns: bool, found: Attached) -> None:
+def _attach_multi(keeper: Keeper, program: int, places: Sequence[Place], returns: bool, found: Attached) -> None:
     """One link; where the kernel refuses it, one for each half, until the place is found that is the reason."""
     spots = [place.spot for place in places]
     try:
-        link = _multi(
-            program,
-            spots[0].path.encode(),
-            [spot.offset for spot in spots],
-            [place.cookie for place in places],
-            [spot.semaphore for spot in spots],
-            returns,
-        )
-        found.fds.append(link)
+        offsets = tuple(spot.offset for spot in spots)
+        cookies = tuple(place.cookie for place in places)
+        semaphores = tuple(spot.semaphore for spot in spots)
+        values = (spots[0].path.encode(), offsets, cookies, semaphores, returns)
+        found.fds.append(keeper.call("multi", values, [program]))
     except OSError as error:
         if error.errno not in REFUSED:
             raise
@@ -99,8 +96,8 @@ def _attach_multi(program: int, places: Sequence[Place], returns: bool, found: A
             found.refused.append((places[0], error))
             return
         half = len(places) // 2
-        _attach_multi(program, places[:half], returns, found)
-        _attach_multi(program, places[half:], returns, found)
+        _attach_multi(keeper, program, places[:half], returns, found)
+        _attach_multi(keeper, program, places[half:], returns, found)
 
 
 def _multi(
@@ -119,26 +116,35 @@ def _multi(
     return kernel.bpf_call(LINK_CREATE, attribute, f"probe in {path.decode('utf-8', 'replace')}")[0]
 
 
-def _attach_each(program: int, places: Sequence[Place], returns: bool, found: Attached) -> None:
+def _attach_each(keeper: Keeper, program: int, places: Sequence[Place], returns: bool, found: Attached) -> None:
     for place in places:
+        spot = place.spot
         try:
-            event = _open(place.spot, returns)
+            event = keeper.call("open", (spot.path, spot.offset, spot.semaphore, returns))
         except OSError as error:
             if error.errno not in REFUSED:
                 raise
             found.refused.append((place, error))
             continue
         found.fds.append(event)
-        attribute = struct.pack("=IIIIQ", program, event, PERF_EVENT_LINK, 0, place.cookie)
-        found.fds.append(kernel.bpf_call(LINK_CREATE, attribute, f"probe in {place.spot.path}")[0])
+        found.fds.append(keeper.call("link", (place.cookie, f"probe in {spot.path}"), [program, event]))
 
 
-def _open(spot: Spot, returns: bool) -> int:
+def _open(path: str, offset: int, semaphore: int, returns: bool) -> int:
     """A perf event of the uprobe PMU."""
-    path = ctypes.create_string_buffer(spot.path.encode())
-    config = (1 if returns else 0) | spot.semaphore << SEMAPHORE_SHIFT
-    counter = kernel.Counter(_pmu_type(), config, config1=ctypes.addressof(path), config2=spot.offset)
-    return kernel.open_perf_event(counter, kernel.online_cpus()[0], what=f"probe in {spot.path}")
+    text = ctypes.create_string_buffer(path.encode())
+    config = (1 if returns else 0) | semaphore << SEMAPHORE_SHIFT
+    counter = kernel.Counter(_pmu_type(), config, config1=ctypes.addressof(text), config2=offset)
+    return kernel.open_perf_event(counter, kernel.online_cpus()[0], what=f"probe in {path}")
+
+
+def _link(program: int, event: int, cookie: int, what: str) -> int:
+    attribute = struct.pack("=IIIIQ", program, event, PERF_EVENT_LINK, 0, cookie)
+    return kernel.bpf_call(LINK_CREATE, attribute, what)[0]
+
+
+CALLS: Mapping[str, Call] = {"multi": _multi, "open": _open, "link": _link}
+"""What the keeper is asked for."""
 
 
 @cache

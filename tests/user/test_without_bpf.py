@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -156,30 +155,6 @@ def test_killed_with_all_its_helpers_the_next_run_cleans_up(environment: dict[st
     finally:
         own.close()
     assert own.name not in groups()
-
-
-KILLED = SCRIPT.replace("{ m += 1 }", "{ m += 1 }\ntrace task:*, signal:*, sched:sched_process_* { k[probename] += 1 }")
-
-
-def test_killed_at_random_moments_nothing_stays(environment: dict[str, str]) -> None:
-    random_moments = random.Random(7)
-    pids = []
-    for _ in range(6):
-        command = [sys.executable, "-m", "ktap", "-q", "--backend", "perf", "-e", "var m = 0" + KILLED]
-        ktap = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-        time.sleep(random_moments.uniform(0.1, 1.2))
-        ktap.kill()
-        ktap.wait(timeout=60)
-        pids.append(ktap.pid)
-    end = time.monotonic() + 60
-    while left(pids) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert not left(pids)
-
-
-def left(pids: Sequence[int]) -> list[str]:
-    names = [*groups(), *os.listdir(f"{TRACEFS}/instances")]
-    return [name for name in names if (match := GROUP.fullmatch(name)) and int(match[1]) in pids]
 
 
 def test_a_place_that_the_kernel_refuses_is_left_out_of_many(tmp_path: Path) -> None:
