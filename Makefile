@@ -2,6 +2,7 @@
 # make test   sets up what the tests need and runs them all
 # make test-kernels  boots other kernels in an emulated machine and runs the tests of kernel functions there
 # make fuzz    draws 20,000 scripts with events and compares what the VM and the kernel tell (FUZZ="--programs 500")
+# make kills   kills ktap 200 times while it attaches, runs and detaches, and looks for what remains (KILLS="--rounds 50")
 # make lint bench clean
 #
 # Set-up says in a line each what it installs, and does nothing the second time.
@@ -9,7 +10,7 @@
 # Where this directory cannot be written and nobody has set ktap up in it, they work on a copy.
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-kernels fuzz lint bench clean compiled packages emulator tracefs
+.PHONY: run test test-kernels fuzz kills lint bench clean compiled packages emulator tracefs
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -32,7 +33,7 @@ AS_ROOT := $(addsuffix $(SPACE),$(filter sudo,$(ROOT)))
 PIP := $(VENV)/bin/python3 -m pip install --quiet --quiet --no-input --disable-pip-version-check $(if $(shell [ -w "$$HOME" ] && echo y),,--no-cache-dir)
 
 ifeq ($(WRITABLE)$(wildcard $(VENV)/.installed),)
-run test test-kernels fuzz lint bench:
+run test test-kernels fuzz kills lint bench:
 	@copy=$$(mktemp -d /tmp/ktap.XXXXXX)
 	echo "$$(id -un) cannot write $(CURDIR): working on a copy in $$copy"
 	tar -c --exclude=./.git --exclude=./.venv . | tar -x -C $$copy
@@ -73,6 +74,9 @@ test-kernels: $(VENV)/.tested compiled emulator
 
 fuzz: $(VENV)/.tested compiled tracefs
 	@$(AS_ROOT)env PYTHONPATH=tests $(VENV)/bin/python3 -m tests.fuzz.longer $(FUZZ)
+
+kills: $(VENV)/.tested compiled tracefs
+	@$(AS_ROOT)env PYTHONPATH=tests $(VENV)/bin/python3 -m tests.kills.longer $(KILLS)
 
 lint: $(VENV)/.tested
 	@$(VENV)/bin/ruff check --quiet

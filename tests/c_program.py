@@ -49,6 +49,18 @@ int main(int argc, char **argv)
 """
 """Functions whose calls are known: `program N [fork|exec|wait|fib]`."""
 
+MARKERS = r"""
+__attribute__((section(".probes"), used)) unsigned short watchers;
+#define MARK(name, semaphore, operands, ...) \
+    __asm__ volatile("990: nop\n" \
+        ".pushsection .note.stapsdt,\"\",\"note\"\n.balign 4\n.4byte 992f-991f, 994f-993f, 3\n991: .asciz \"stapsdt\"\n" \
+        "992: .balign 4\n993: .8byte 990b\n.8byte _.stapsdt.base\n.8byte " semaphore "\n" \
+        ".asciz \"tested\"\n.asciz \"" name "\"\n.asciz \"" operands "\"\n994: .balign 4\n.popsection\n" :: __VA_ARGS__)
+__asm__(".pushsection .stapsdt.base,\"aG\",\"progbits\",.stapsdt.base,comdat\n.weak _.stapsdt.base\n"
+        ".hidden _.stapsdt.base\n_.stapsdt.base: .space 1\n.size _.stapsdt.base, 1\n.popsection\n");
+"""
+"""In front of a program for x86-64: `MARK(name, semaphore, operands, ...)` is a static marker; `watchers` can be its semaphore."""
+
 MANY = 1000
 LEAVES = ("-mno-omit-leaf-frame-pointer",) if os.uname().machine in ("x86_64", "aarch64") else ()
 """Functions that call none have a frame too, so that stacks are whole."""

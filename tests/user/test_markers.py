@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from c_program import compiled
+from c_program import MARKERS, compiled
 from tracing import trace
 
 from ktap.demand import BYTES, USER, Binary, Expression, Number, Place, Read
@@ -103,17 +103,11 @@ def test_operands_of_a_note_apart() -> None:
     assert list(operands(text))[-1].size_bytes == 0
 
 
-NOTED = r"""
+NOTED = (
+    MARKERS
+    + r"""
 #include <stdlib.h>
 long table[4] = { 10, 20, 30, 40 };
-__attribute__((section(".probes"), used)) unsigned short watchers;
-#define MARK(name, semaphore, operands, ...) \
-    __asm__ volatile("990: nop\n" \
-        ".pushsection .note.stapsdt,\"\",\"note\"\n.balign 4\n.4byte 992f-991f, 994f-993f, 3\n991: .asciz \"stapsdt\"\n" \
-        "992: .balign 4\n993: .8byte 990b\n.8byte _.stapsdt.base\n.8byte " semaphore "\n" \
-        ".asciz \"tested\"\n.asciz \"" name "\"\n.asciz \"" operands "\"\n994: .balign 4\n.popsection\n" :: __VA_ARGS__)
-__asm__(".pushsection .stapsdt.base,\"aG\",\"progbits\",.stapsdt.base,comdat\n.weak _.stapsdt.base\n"
-        ".hidden _.stapsdt.base\n_.stapsdt.base: .space 1\n.size _.stapsdt.base, 1\n.popsection\n");
 int main(int argc, char **argv)
 {
     int n = atoi(argv[1]), guarded = 0;
@@ -124,6 +118,7 @@ int main(int argc, char **argv)
     return guarded;
 }
 """
+)
 
 
 @pytest.fixture(scope="module")
