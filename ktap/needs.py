@@ -53,7 +53,7 @@ def needs(
         extra = frozenset({"argstr"} if takes_event else ())
         wanted = Demand(frozenset(walk.variables) | extra, frozenset(walk.reads), walk.kernel, walk.user)
         found[function] = wanted._replace(states=frozenset(walk.states))
-        for name, span in walk.variables.items():
+        for name, span in (*walk.variables.items(), *((f"curtask.{name}", span) for name, span in walk.states.items())):
             places.setdefault(name, span)
         problems.extend(problem for problem in walk.problems if problem not in problems)
     return Needs(found, places, tuple(problems))

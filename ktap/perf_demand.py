@@ -38,6 +38,9 @@ class Checked(NamedTuple):
     notices: List[str]
 
 
+WITHOUT = "pid, tid, ppid and execname are known without it"
+
+
 def check(
     program: Program, probes: Sequence[Probe], demands: Mapping[int, Demand], places: Mapping[str, Span]
 ) -> Checked:
@@ -49,10 +52,10 @@ def check(
         for name in sorted(wanted.variables):
             if name == "curtask" or name.startswith("curtask."):
                 message = f"`{name}` {NEEDS_BPF}: a structure of the kernel can only be read when the event fires"
-                found.problems.append(Diagnostic(program.source_name, places.get(name), message))
+                found.problems.append(Diagnostic(program.source_name, places.get(name), message, WITHOUT))
         for state in sorted(wanted.states - {IN_INTERRUPT}):
             message = f"`{state}` of the running task {NEEDS_BPF}"
-            found.problems.append(Diagnostic(program.source_name, probes[index].span, message))
+            found.problems.append(Diagnostic(program.source_name, places.get(f"curtask.{state}"), message, WITHOUT))
         found.demands[index] = wanted._replace(variables=wanted.variables - {PARENT})
     for reason in dict.fromkeys(UNKNOWN.values()):
         names = [name for name in sorted(unknown) if UNKNOWN[name] == reason]

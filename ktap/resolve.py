@@ -324,8 +324,8 @@ class Resolver:
             except Unreachable as error:
                 if not any(other.startswith(path + ".") for other in paths):
                     near = suggestion(error.name, error.known)
-                    hint = f"did you mean `{near}`?" if near else None
-                    self._problem(places.get(path), str(error), hint)
+                    usual = "it has pid, tgid, comm, prio and many more" if "real_parent" in error.known else None
+                    self._problem(places.get(path), str(error), f"did you mean `{near}`?" if near else usual)
         return tuple(found)
 
     def _base(self, target: Target, path: str) -> Optional[Base]:

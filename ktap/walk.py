@@ -65,6 +65,7 @@ OLDER_CONTEXT = {"usym": "pid", "signal": "pid"}
 """Builtins that ask for a variable of the event by themselves."""
 
 REMEDY = "give it an argument of the event in the handler itself, as in user_string(arg1), and keep the string"
+NAMED = 'write the name as it stands, as in curr_taskinfo("prio")'
 
 
 class Facts:
@@ -112,7 +113,7 @@ class Walk:
         self.variables: Dict[str, Span] = {}
         self.reads: Set[demand.Read] = set()
         self.kernel = self.user = 0
-        self.states: Set[str] = set()
+        self.states: Dict[str, Span] = {}
         self.problems: List[Diagnostic] = []
         self._results: Dict[Tuple[int, Tuple[Optional[Symbol], ...]], Optional[Symbol]] = {}
 
@@ -400,14 +401,18 @@ class _Body:
             else:
                 self.walk.user = max(self.walk.user, frames)
         if name in STATES:
-            self.walk.states.add(STATES[name])
+            self.walk.states.setdefault(STATES[name], self.span())
         if name in OLDER_CONTEXT:
             self.walk.variables.setdefault(OLDER_CONTEXT[name], self.span())
-        if name == "curr_taskinfo" and arguments and isinstance(arguments[0], Known):
-            member = arguments[0].value
-            if isinstance(member, bytes):
-                self.walk.states.add(member.decode("utf-8", "replace"))
+        if name == "curr_taskinfo":
+            self._member(arguments[0] if arguments else None)
         return None
+
+    def _member(self, name: Optional[Symbol]) -> None:
+        if isinstance(name, Known) and isinstance(name.value, bytes):
+            self.walk.states.setdefault(name.value.decode("utf-8", "replace"), self.span())
+        elif not isinstance(name, Known):
+            self._problem("curr_taskinfo: it cannot be told when the event fires which member it reads", NAMED)
 
     def _memory(self, name: str, reader: MemoryRead, arguments: Tuple[Optional[Symbol], ...]) -> Optional[demand.Read]:
         address = arguments[0] if arguments else Known(None)
@@ -432,14 +437,14 @@ class _Body:
         return read if reader.size_bytes else None
 
     def _refuse(self, name: str, address: Optional[Symbol]) -> None:
-        if not (self.final and self.walk.follow):
-            return
+        reason = "it cannot be told when the event fires which address it reads"
         if isinstance(address, Lasting):
             reason = f"the address comes from `{address.name}` of an event that is over when this one fires"
-        else:
-            reason = "it cannot be told when the event fires which address it reads"
-        problem = Diagnostic(self.walk.program.source_name, self.span(), f"{name}: {reason}", REMEDY)
-        if problem not in self.walk.problems:
+        self._problem(f"{name}: {reason}", REMEDY)
+
+    def _problem(self, message: str, hint: str) -> None:
+        problem = Diagnostic(self.walk.program.source_name, self.span(), message, hint)
+        if self.final and self.walk.follow and problem not in self.walk.problems:
             self.walk.problems.append(problem)
 
 

@@ -253,6 +253,19 @@ def test_the_running_task_by_its_type() -> None:
         ("sched:sched_switch", "args.prev_pdi", "`sched:sched_switch` has no field", "did you mean `args.prev_pid`?"),
         ("sched:sched_switch", "curtask.se", "is no value", None),
         ("sched:sched_switch", "curtask.nothing.pid", "`struct task_struct` has no member `nothing`", None),
+        ("sched:sched_switch", 'curr_taskinfo("proi")', "has no member `proi`", "did you mean `prio`?"),
+        (
+            "sched:sched_switch",
+            'curr_taskinfo("nothing")',
+            "`struct task_struct` has no member `nothing`",
+            "it has pid, tgid, comm, prio and many more",
+        ),
+        (
+            "sched:sched_switch",
+            "curr_taskinfo(tostring(cpu))",
+            "curr_taskinfo: it cannot be told when the event fires which member it reads",
+            'write the name as it stands, as in curr_taskinfo("prio")',
+        ),
     ],
 )
 def test_members_that_are_not_there(event: str, expression: str, message: str, hint: str) -> None:
