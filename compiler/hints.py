@@ -80,6 +80,7 @@ INTEGER = re.compile(r"0[xX][0-9a-fA-F]+|\d+", re.ASCII)
 FLOAT = re.compile(r"\d*\.\d\w*|\d+[eE]\d*", re.ASCII)
 FIRST_WORD = re.compile(r"[\s}]*([A-Za-z_]\w*)", re.ASCII)
 LONE_TARGET = re.compile(r"\s*[A-Za-z_][\w.]*\s*", re.ASCII)
+TIMER = re.compile(r"\s*((?:tick|profile)-\d\w*)\s*")
 TIMER_WORD = re.compile(r"(?:tick|profile)\s*\Z")
 
 
@@ -189,6 +190,8 @@ def _of_text(mistake: Mistake, text: str, kind: str) -> Optional[str]:
         return _of_closer(mistake.opening, CLOSERS[text])
     if text == "{" and mistake.opening is not None and not mistake.opening.is_block:
         return _of_opening(mistake)
+    if text == "/" and (timer := TIMER.fullmatch(mistake.line_before)) is not None:
+        return f"a timer with a filter is an event: trace {timer[1]} /…/ {{ }}"
     if text == "-" and TIMER_WORD.search(mistake.line_before):
         return WORDS["tick"]
     if kind == "sign" and text in OPERATORS and "UPDATE" in mistake.expected:
@@ -249,6 +252,8 @@ def _of_line(mistake: Mistake, text: str) -> Optional[str]:
 def _of_first_word(mistake: Mistake) -> Optional[str]:
     """The hint for a line that begins with a word of another language."""
     first = FIRST_WORD.match(mistake.line_before)
+    if TIMER.match(mistake.line_before):
+        return None
     return WORDS.get(first[1]) if first is not None and first[1] not in KEYWORDS else None
 
 

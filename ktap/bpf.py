@@ -61,11 +61,20 @@ def address_of(buffer: ctypes.Array[ctypes.c_char]) -> int:
     return ctypes.addressof(buffer)
 
 
+ENOTSUPP = 524
+"""An error that the kernel keeps to itself, as a rule; of a probe: it cannot step over the instruction."""
+
+
+def text_of(number: int) -> str:
+    """What an error is in words, also where the C library has none."""
+    return "Not supported" if number == ENOTSUPP else os.strerror(number)
+
+
 def bpf_call(command: int, attribute: bytes, what: str) -> tuple[int, bytes]:
     """bpf(2): its result and the attribute as the kernel left it. Raises OSError."""
     result, left = attempt(command, attribute)
     if result < 0:
-        raise OSError(-result, os.strerror(-result), what)
+        raise OSError(-result, text_of(-result), what)
     return result, left
 
 
@@ -175,7 +184,7 @@ def open_attribute(attribute: bytes, cpu: int, pid: int, what: str) -> int:
     fd: int = _libc.syscall(number, buffer, pid, cpu, -1, OPEN_CLOEXEC)
     if fd < 0:
         error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error), what)
+        raise OSError(error, text_of(error), what)
     return fd
 
 

@@ -52,6 +52,10 @@ SOFTWARE_EVENTS = {
 }
 CLOCKS = ("cpu-clock", "task-clock")
 """Software events that count nanoseconds."""
+SHORTEST_CLOCK_NS = 10_000
+"""What the kernel makes of less (kernel/events/core.c, perf_swevent_start_hrtimer)."""
+PERIOD_END = 1 << 63
+"""Periods are below it (kernel/events/core.c, perf_event_open)."""
 CACHES = {"L1-dcache": 0, "L1-icache": 1, "LLC": 2, "dTLB": 3, "iTLB": 4, "branch": 5, "node": 6}
 ACCESSES = {
     "loads": (0, 0),
@@ -64,6 +68,9 @@ ACCESSES = {
 MODES = {"r": 3, "w": 2, "rw": 3, "x": 4}
 """What a watchpoint waits for (HW_BREAKPOINT_*); no processor tells reads from writes, so `r` is both."""
 SIZES = (1, 2, 4, 8)
+INSTRUCTION = {"x86_64": (8, 1), "aarch64": (4, 4)}
+"""Of a watchpoint that waits for an instruction: the size that the kernel wants, whatever the instruction's is, and what
+its address is a multiple of (hw_breakpoint_arch_parse in arch/*/kernel/hw_breakpoint.c)."""
 MANY, EACH = 1_000_000, 1
 """Periods where none is written: of what happens all the time, and of what is an event by itself."""
 REGISTER_BYTES = {"x86_64": 168, "aarch64": 272}
@@ -117,6 +124,12 @@ def _counter(rest: str, machine: Machine) -> CounterEvent:
         if not number.isdigit() or not int(number):
             raise NoCounter(f"`{number}` is no number of `{name}` to wait for", "such as perf:cpu-clock:1000000")
         period = int(number)
+        if period >= PERIOD_END:
+            raise NoCounter(f"`{number}` of `{name}` is more than a counter counts", f"at most {PERIOD_END - 1}")
+        if name in CLOCKS and period < SHORTEST_CLOCK_NS:
+            raise NoCounter(
+                f"the kernel looks at `{name}` every {SHORTEST_CLOCK_NS} ns at most", f"perf:{name}:{SHORTEST_CLOCK_NS}"
+            )
     ip, period_value, address = _values(machine)
     arguments = [Argument("period", period_value, Shape("u")), Argument("addr", address, Shape("x"))]
     record = record_of(name, arguments, Argument("ip", ip, Shape("x")), (), True)
@@ -149,17 +162,19 @@ def _watchpoint(rest: str, machine: Machine) -> CounterEvent:
         address, size = int(place, 0), int(size_text or "8")
     except ValueError:
         raise NoCounter(f"`{rest}` is no place to watch", "such as watch:0x4c0ffee0:8:w") from None
-    if size not in SIZES or (mode or "w") not in MODES:
+    mode = mode or "w"
+    if size not in SIZES or mode not in MODES:
         raise NoCounter("a watchpoint is 1, 2, 4 or 8 bytes, and waits for r, w, rw or x", "such as watch:0x601040:4:w")
-    if address % size:
-        raise NoCounter(f"{address:#x} is no multiple of {size}: the processor watches aligned places only")
+    watched, multiple = INSTRUCTION[machine.name] if mode == "x" else (size, size)
+    if address % multiple:
+        raise NoCounter(f"{address:#x} is no multiple of {multiple}: the processor watches aligned places only")
     space = USER if 0 <= address < USER_END else KERNEL
     ip, _, _ = _values(machine)
     value = Read(space, BYTES, Number(wrap(address)), size)
     arguments = [Argument("ip", ip, Shape("x")), Argument("value", value, Shape("s", size))]
     record = record_of(place, arguments, Argument("addr", Number(wrap(address)), Shape("x")), (), True)
     counter = kernel.Counter(
-        BREAKPOINT, 0, EACH, breakpoint=MODES[mode or "w"], config1=address & (1 << 64) - 1, config2=size
+        BREAKPOINT, 0, EACH, breakpoint=MODES[mode], config1=address & (1 << 64) - 1, config2=watched
     )
     return CounterEvent("", place, counter, record)
 

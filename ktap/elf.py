@@ -177,18 +177,30 @@ class Binary:
         for path in self._debug_files():
             try:
                 with _open(path) as file, _parsing():
-                    return found + list(_symbols(_read(file)))
+                    elf = _read(file)
+                    if self._is_described_by(elf, file):
+                        return found + list(_symbols(elf))
             except (OSError, NotElf):
                 continue
         return found
 
+    def _is_described_by(self, elf: ELFFile, file: IO[bytes]) -> bool:
+        """Whether a debug file is of this very build: places of another one would be within instructions."""
+        if self.build_id:
+            return _build_id(elf) == self.build_id
+        import zlib
+
+        file.seek(0)
+        return zlib.crc32(file.read()) == self._debug_link[1]
+
     def _debug_files(self) -> Iterator[str]:
         if self.build_id:
             yield f"{DEBUG_ROOT}/.build-id/{self.build_id[:2]}/{self.build_id[2:]}.debug"
-        if self._debug_link:
+        name, _ = self._debug_link
+        if name:
             directory = os.path.dirname(os.path.realpath(self.path))
-            yield f"{directory}/.debug/{self._debug_link}"
-            yield f"{DEBUG_ROOT}{directory}/{self._debug_link}"
+            for place in (directory, f"{directory}/.debug", f"{DEBUG_ROOT}{directory}"):
+                yield f"{place}/{name}"
 
     def first_bytes(self, offsets: Sequence[int], size: int) -> List[bytes]:
         """What the file has at places. Raises OSError and NotElf."""
@@ -366,5 +378,8 @@ def _build_id(elf: ELFFile) -> str:
     return next((note.data.hex() for note in notes if note.kind == NT_GNU_BUILD_ID), "")
 
 
-def _debug_link(elf: ELFFile) -> str:
-    return _section(elf, ".gnu_debuglink").partition(b"\0")[0].decode("utf-8", "replace")
+def _debug_link(elf: ELFFile) -> Tuple[str, int]:
+    """The name of the debug file and its checksum, behind the name at a multiple of 4 bytes; an empty name for none."""
+    data = _section(elf, ".gnu_debuglink")
+    checksum = int.from_bytes(data[-4:], "little" if elf.little_endian else "big")
+    return data.partition(b"\0")[0].decode("utf-8", "replace"), checksum

@@ -19,6 +19,7 @@ from ktap.bpf import ATTRIBUTE_BYTES as ATTRIBUTE_BYTES
 from ktap.bpf import BATCH_ENTRIES as BATCH_ENTRIES
 from ktap.bpf import BPF_OUTPUT as BPF_OUTPUT
 from ktap.bpf import CPU_CLOCK as CPU_CLOCK
+from ktap.bpf import ENOTSUPP as ENOTSUPP
 from ktap.bpf import FLAG_DISABLED as FLAG_DISABLED
 from ktap.bpf import FLAG_EXCLUDE_KERNEL as FLAG_EXCLUDE_KERNEL
 from ktap.bpf import FLAG_FREQUENCY as FLAG_FREQUENCY

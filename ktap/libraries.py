@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import struct
+from contextlib import suppress
 from functools import cache
 from typing import Dict, Iterator, List, Optional, Tuple
 
@@ -25,9 +26,22 @@ DIRECTORIES = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
 def find_file(name: str) -> Optional[str]:
     """The file a probe's target means: `/lib/x.so`, `libc`, `libstdc++.so.6`, `bash`; None where there is none."""
     if "/" in name:
-        return os.path.realpath(name) if is_elf(name) else None
+        return _settled(name) if is_elf(name) else None
     found = _library(name) or _program(name)
-    return os.path.realpath(found) if found is not None else None
+    return _settled(found) if found is not None else None
+
+
+def _settled(path: str) -> str:
+    """The path without links, where that leads to the same file.
+
+    What lies behind /proc/PID/exe and /proc/PID/root has a name in that process's file system, which here is another
+    file's, or nobody's.
+    """
+    real = os.path.realpath(path)
+    with suppress(OSError):
+        if os.path.samefile(real, path):
+            return real
+    return os.path.abspath(path)
 
 
 def _library(name: str) -> Optional[str]:

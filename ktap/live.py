@@ -242,10 +242,8 @@ class LiveSource:
         self._objects.finish()
         if skipped:
             first = skipped[0]
-            self._say(
-                f"{len(skipped)} events cannot be traced and are left out"
-                f" ({first.event.wanted.label}: {first.error.strerror})"
-            )
+            are = "event cannot be traced and is" if len(skipped) == 1 else "events cannot be traced and are"
+            self._say(f"{len(skipped)} {are} left out ({first.event.wanted.label}: {first.error.strerror})")
         if self._attachment.counting:
             from ktap.links import misses
 

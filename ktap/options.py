@@ -218,6 +218,8 @@ def parse(words: Sequence[str]) -> Options:
     if options.action in SCRIPTS and options.code is None:
         if not operands:
             raise refuse("no script given", "try ktap FILE.kp, ktap -e 'CODE' or ktap --help")
+        if options.action == "run" and operands[0] in ACTIONS and not os.path.exists(operands[0]):
+            raise refuse(f"no script {operands[0]}", f"an action comes before options: ktap {operands[0]} …")
         options = options._replace(script=operands[0], arguments=tuple(operands[1:]))
     _check(options, used)
     if options.action == "list" and options.arguments:

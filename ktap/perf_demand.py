@@ -15,7 +15,8 @@ from ktap.demand import USER, Demand, Read, inputs
 from ktap.event_format import EventFormat
 from ktap.kernel_filter import is_decided
 from ktap.perf_values import PARENT
-from ktap.plan import Captured, Wanted
+from ktap.plan import Captured, Wanted, field_of
+from ktap.predicate import looks_to
 from ktap.tracefs import TracepointName
 from vm.diagnostic import Diagnostic
 from vm.event import Probe
@@ -113,7 +114,9 @@ def unfit(
     if wanted.context == COUNTER and wanted.recipe is not None:
         unread = any(isinstance(part.what, Read) for part in wanted.recipe.parts)
         asked = wanted.demand.variables & {"argstr", "args.value", "arg2"}
-        if unread and (asked or wanted.filters):
+        value = field_of(wanted.format, "args.value") if wanted.format is not None else None
+        filtered = value is not None and any(looks_to(condition) > value.offset for condition in wanted.filters)
+        if unread and (asked or filtered):
             problem(f"`{min(asked, default='args.value')}` of `{wanted.label}`", places.get(min(asked, default="")))
     return found
 

@@ -52,12 +52,15 @@ class Tracefs:
         self._known: frozenset[TracepointName] = frozenset()
 
     def names(self) -> tuple[TracepointName, ...]:
-        """Every tracepoint that can be enabled, in the kernel's order.
+        """Every tracepoint that can be enabled, in the kernel's order; not what runs of ktap define for themselves.
 
         Raises Refusal (status 3) where the list cannot be read.
         """
         if self._names is None:
-            self._names = tuple(parse_names(self._read("available_events").decode()))
+            from ktap.own_group import GROUP
+
+            names = parse_names(self._read("available_events").decode())
+            self._names = tuple(name for name in names if not GROUP.fullmatch(name.group))
             self._known = frozenset(self._names)
         return self._names
 
@@ -161,7 +164,13 @@ def describe_unknown(pattern: str, names: Sequence[TracepointName]) -> tuple[str
 def _kind_meant(pattern: str) -> Optional[str]:
     """An event of another kind than tracepoints that was probably meant: `prob:x` is `probe:x`, `tik-1s` is `tick-1s`."""
     from compiler.spell import suggest
+    from ktap.libraries import find_file
 
+    head, found, rest = pattern.partition(":")
+    if head == "tracepoint":
+        return rest
+    if found and find_file(head) is not None:
+        return f"probe:{pattern}"
     for sign, kinds in ((":", KINDS), ("-", TIMERS)):
         head, found, rest = pattern.partition(sign)
         near = suggest(head, kinds) if found else None

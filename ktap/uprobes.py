@@ -27,9 +27,7 @@ NAMES = {UPROBE_MULTI: "uprobe multi", 0: "uprobe"}
 MULTI_RETURN = 1
 PMU = "/sys/bus/event_source/devices/uprobe"
 SEMAPHORE_SHIFT = 32
-ENOTSUPP = 524
-"""What the kernel says of an instruction that it cannot step over."""
-REFUSED = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP, errno.EEXIST, errno.EIO, ENOTSUPP)
+REFUSED = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP, errno.EEXIST, errno.EIO, kernel.ENOTSUPP)
 """What it says of one place; anything else is about all of them."""
 
 

@@ -246,9 +246,12 @@ def _named(binary: Binary, symbol: str) -> List[Found]:
     if not same and ("::" in symbol or "(" in symbol or not version):
         same = [f for f in binary.functions if is_mangled(f.name) and symbol in spellings(f.name)]
     direct = [function for function in same if not function.indirect]
-    if same and not direct:
-        others = [f.name for f in binary.functions if f.name.startswith((f"__{name}_", f"{name}_")) and not f.indirect]
-        hint = f"the file has {', '.join(sorted(set(others))[:6])}" if others else None
+    if len(direct) < len(same) and not (version and direct):
+        # what an older version has for the same name, programs of today do not call
+        begins = (f"__{name}_", f"{name}_")
+        others = {f.name for f in binary.functions if f.name.startswith(begins) and not f.indirect}
+        older = [f"{name}@{f.version}" for f in direct if f.version]
+        hint = f"the file has {', '.join([*older, *sorted(others)][:6])}" if older or others else None
         raise NoEvent(f"`{name}` is chosen when a program starts: its symbol is no function to probe", hint)
     return _once(binary, direct)
 

@@ -25,8 +25,8 @@ from vm.named_tuple import NamedTuple
 
 HASH, PERCPU_HASH, ARRAY, PERCPU_ARRAY = "hash", "percpu_hash", "array", "percpu_array"
 
-MOST_KEY_BYTES = 4096 + 512
-"""The largest key: a string as long as any, and some parts beside it."""
+MOST_KEY_BYTES = 2 * 4096 + 2048
+"""The largest key: two strings as long as any, a stack and some parts beside them."""
 MOST_PERCPU_BYTES = 32 << 10
 """The largest value of a map for each processor (PCPU_MIN_UNIT_SIZE of linux/percpu.h)."""
 COUNT, SUM_OF, SMALLEST, LARGEST, BUCKETS = 0, 8, 16, 24, 32

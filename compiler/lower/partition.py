@@ -255,9 +255,11 @@ def _check_types(facts: TableFacts, uses: Mapping[int, Set[Access]], name: str) 
         _refuse(uses, f"uses `{name}`, which has keys that are {facts.key}", "use keys of one type")
     if len(facts.value.without("nil").kinds) > 1:
         _refuse(uses, f"uses `{name}`, which has values that are {facts.value}", "keep values of one type")
-    if key_bytes(facts.key) > MOST_KEY_BYTES or any(
-        has_nul(key) or has_nul(value) for key, value in facts.table.entries()
-    ):
+    size = key_bytes(facts.key)
+    if size > MOST_KEY_BYTES:
+        reason = f"uses `{name}`, which has keys of up to {size} bytes (the most in the kernel is {MOST_KEY_BYTES})"
+        _refuse(uses, reason, "user_string(p, n) and kernel_string(p, n) read n bytes at most")
+    if any(has_nul(key) or has_nul(value) for key, value in facts.table.entries()):
         _refuse(uses, f"uses `{name}`, which has keys or values that only the VM can hold")
     if not facts.value.is_only(*VALUE_KINDS, "stats"):
         _refuse(uses, f"uses `{name}`, which has values that are {facts.value}: only the VM has such")

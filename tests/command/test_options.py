@@ -57,6 +57,7 @@ def test_meaning(line: str, options: Options) -> None:
 REFUSED = [
     ("", "no script given; try ktap FILE.kp"),
     ("-q", "no script given"),
+    ("-q list perf", "no script list; an action comes before options: ktap list …"),
     ("--durat 5 a", "unknown option --durat; did you mean --duration?"),
     ("--max-deph 5 a", "unknown option --max-deph; did you mean --max-depth?"),
     ("-z a", "unknown option -z; see ktap --help"),

@@ -304,6 +304,7 @@ def test_a_call_goes_on_over_lines() -> None:
          ["probe:f $arg3 $stack1 @jiffies:u64 %ax r=$retval -8(%sp) \\1:u8"], "pid != 2"),
         ("trace probe:f x=%di:b4@0/32 s=+0(+8($arg1)):string n=$arg1->len y=+0(%si):u32[4], probe:g file count:u64 { }",
          ["probe:f x=%di:b4@0/32 s=+0(+8($arg1)):string n=$arg1->len y=+0(%si):u32[4]", "probe:g file count:u64"], None),
+        ("trace probe:./bin/x:f, sdt:../x.so:* /pid == 2/ { }", ["probe:./bin/x:f", "sdt:../x.so:*"], "pid == 2"),
         ("trace tick-1s { }", ["tick-1s"], None),
         ("tick-10ms { }", ["tick-10ms"], None),
         ('trace "sched:*" { }', ["sched:*"], None),

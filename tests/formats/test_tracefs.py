@@ -60,6 +60,8 @@ def test_events_by_name_and_glob(mounted: Tracefs, pattern: str, expected: list[
         ("sched:sched_swich", "unknown event `sched:sched_swich`", "did you mean `sched:sched_switch`?"),
         ("sched_switch", "unknown event `sched_switch`", "did you mean `sched:sched_switch`?"),
         ("shed:sched_switch", "unknown event group `shed`", "did you mean `sched:sched_switch`?"),
+        ("tracepoint:sched:other", "unknown event group `tracepoint`", "did you mean `sched:other`?"),
+        ("libc:malloc", "unknown event group `libc`", "did you mean `probe:libc:malloc`?"),
         ("prob:vfs_read", "unknown event group `prob`", "did you mean `probe:vfs_read`?"),
         ("std:python3:line", "unknown event group `std`", "did you mean `sdt:python3:line`?"),
         ("tik-1s", "unknown event `tik-1s`", "did you mean `tick-1s`?"),
@@ -145,3 +147,11 @@ def test_an_event_of_exact_name_is_found_without_the_list(tmp_path: Path) -> Non
         "sched:sched_swatch",
     ):
         assert mounted.match(other) == []
+
+
+def test_what_runs_of_ktap_define_for_themselves_is_nobodys_event(tmp_path: Path) -> None:
+    """Who opened it would keep that run from removing it."""
+    names = "sched:sched_switch\nktap_123_456:e0\nktap_group:event\n"
+    (tmp_path / "available_events").write_text(names)
+    found = [str(name) for name in Tracefs(str(tmp_path)).match("*:*")]
+    assert found == ["sched:sched_switch", "ktap_group:event"]

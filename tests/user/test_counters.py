@@ -75,6 +75,8 @@ def refusal(event: str) -> str:
 def test_what_is_wrong() -> None:
     assert "did you mean `page-faults`?" in refusal("perf:page-fault")
     assert "no number of `cs`" in refusal("perf:cs:often")
+    assert "at most 9223372036854775807" in refusal("perf:cs:99999999999999999999")
+    assert "every 10000 ns at most" in refusal("perf:cpu-clock:9999")
     assert "no multiple of 8" in refusal("watch:0x123:8:w")
     assert "1, 2, 4 or 8 bytes" in refusal("watch:0x120:3:w")
     assert "1, 2, 4 or 8 bytes" in refusal("watch:0x120:8:q")
@@ -164,5 +166,35 @@ def test_without_bpf_a_watchpoint_tells_where_but_not_what(tmp_path: Path) -> No
     script = f"var n = 0 trace {event} {{ n += 1  where = args.addr }} trace_end {{ print(n, where) }}"
     found = trace(script, [str(program), "50"], tier=EVENTS).lines
     assert found == trace(script, [str(program), "50"]).lines
-    with pytest.raises(Refusal, match=r"`args.value` of"):
-        trace(f"trace {event} {{ print(args.value) }}", [str(program), "50"], tier=EVENTS)
+    for value in (f"trace {event} {{ print(args.value) }}", f"trace {event} /value == 3/ {{ print(pid) }}"):
+        with pytest.raises(Refusal, match=r"`args.value` of"):
+            trace(value, [str(program), "50"], tier=EVENTS)
+
+
+def test_without_bpf_a_watchpoint_whose_filter_does_not_look_at_the_value(tmp_path: Path) -> None:
+    program = compiled(tmp_path / "watched", WATCHED, "-no-pie")
+    place = address_of(program, "eight")
+    condition = f"execname == watched && addr == {place:#x}"
+    script = f"var n = 0 trace watch:{place:#x}:8:w /{condition}/ {{ n += 1 }} trace_end {{ print(n) }}"
+    assert trace(script, [str(program), "50"], tier=EVENTS).lines == ["50"]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_an_instruction_is_watched_wherever_it_is(tmp_path: Path, tier: str) -> None:
+    """Instructions of x86 begin at any address, and the kernel wants one size for all of them."""
+    code = r"""
+    #include <stdlib.h>
+    __asm__(".globl odd; .type odd, @function; .balign 16; nop; odd: ret; .size odd, 1");
+    void odd(void);
+    int main(int argc, char **argv) { for (int i = 0; i < atoi(argv[1]); i++) odd(); return 0; }
+    """
+    if MACHINE != "x86_64":
+        pytest.skip("instructions of other processors are aligned")
+    program = compiled(tmp_path / "program", code, "-no-pie")
+    place = address_of(program, "odd")
+    assert place % 2
+    script = f"""
+    trace watch:{place:#x}:8:x /execname == program/ {{ n[args.addr] += 1 }}
+    trace_end {{ for (where, times in pairs(n)) {{ print(where, times) }} }}
+    """
+    assert trace(script, [str(program), "30"], tier=tier).lines == [f"{place}\t30"]

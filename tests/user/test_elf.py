@@ -127,11 +127,31 @@ def test_symbols_in_a_file_of_their_own(tmp_path: Path) -> None:
         check=True,
     )
     (tmp_path / ".debug").mkdir()
-    assert "fib" not in {function.name for function in open_binary(str(tmp_path / "bare")).functions}
+    assert "fib" in {function.name for function in open_binary(str(tmp_path / "bare")).functions}
     os.rename(tmp_path / "program.debug", tmp_path / ".debug" / "program.debug")
     again = tmp_path / "again"
     shutil.copy(tmp_path / "bare", again)
     assert {function.name for function in open_binary(str(again)).functions} >= whole & {"main", "fib", "leaf"}
+
+
+@pytest.mark.parametrize("option", ["-Wl,--build-id", "-Wl,--build-id=none"])
+def test_symbols_of_another_build_are_not_taken(tmp_path: Path, option: str) -> None:
+    """Its places would be within instructions. Told by the build id, or where there is none by the checksum."""
+    objcopy = shutil.which("objcopy")
+    if objcopy is None:
+        pytest.skip("no objcopy (apt-get install binutils)")
+    for name, directory in (("one", tmp_path), ("two", tmp_path / "other")):
+        directory.mkdir(exist_ok=True)
+        code = f"int {name}(void) {{ return {len(directory.name)}; }} int main() {{ return {name}(); }}"
+        program = compiled(directory / "program", code, option)
+        subprocess.run([objcopy, "--only-keep-debug", str(program), str(directory / "program.debug")], check=True)
+        link = f"--add-gnu-debuglink={directory}/program.debug"
+        subprocess.run([objcopy, "--strip-all", link, str(program), str(directory / "bare")], check=True)
+    assert "one" in {function.name for function in open_binary(str(tmp_path / "bare")).functions}
+    shutil.copy(tmp_path / "other" / "program.debug", tmp_path / "program.debug")
+    shutil.copy(tmp_path / "bare", tmp_path / "again")
+    names = {function.name for function in open_binary(str(tmp_path / "again")).functions}
+    assert not names & {"one", "two", "main"}
 
 
 def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
@@ -166,6 +186,10 @@ def test_versions_and_what_is_chosen_at_the_start() -> None:
         pytest.skip("this glibc has one memcpy")
     with pytest.raises(NoEvent, match="chosen when a program starts"):
         find_functions(take_apart("probe:libc:strlen"), unsafe=False)
+    # the older one alone is a function, which no program of today calls
+    with pytest.raises(NoEvent, match="`memcpy` is chosen when a program starts") as caught:
+        find_functions(take_apart("probe:libc:memcpy"), unsafe=False)
+    assert "memcpy@GLIBC_2.2.5" in str(caught.value.hint)
     older = find_functions(take_apart("probe:libc:memcpy@GLIBC_2.2.5"), unsafe=False)
     assert [found.name for found in older] == ["memcpy"]
 
