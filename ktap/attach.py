@@ -34,7 +34,6 @@ from ktap.capture import (
 )
 from ktap.code_cache import compiled
 from ktap.deferred import UNREAD_BYTES
-from ktap.fetched import STACK_RECORD_BYTES
 from ktap.filling import PREEMPT_COUNT, PREEMPT_OFFSET
 from ktap.glob import TEXT_VALUE_BYTES
 from ktap.groups import layers, user_groups
@@ -383,7 +382,7 @@ class Attachment:
     def _record_values(self, case: Case) -> Values:
         """What a program needs that makes its record of registers."""
         recipe = case.recipe
-        if recipe is None or recipe.most_bytes <= STACK_RECORD_BYTES or not needs_record(case):
+        if recipe is None or recipe.on_stack or not needs_record(case):
             return {"event_id": 0}
         size = recipe.most_bytes
         return {"event_id": 0, "fetched": MapFd(self._map(kernel.ARRAY, "ktap_fetched", size, kernel.possible_cpus()))}

@@ -220,7 +220,7 @@ NAMES = Names()
 
 Getter = Callable[[CapturedEvent], object]
 TextOf = Callable[[bytes], bytes]
-TableOf = Callable[[Sequence[int]], object]
+TableOf = Callable[[Sequence[object]], object]
 
 
 def make_event(kind: Kind, text: Optional[TextOf], table: TableOf, symbol_of: SymbolOf) -> CapturedEvent:

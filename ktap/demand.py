@@ -35,6 +35,12 @@ class Number(NamedTuple):
     value: int
 
 
+class Text(NamedTuple):
+    """A constant string, of which a record is made; no part of an address."""
+
+    value: bytes
+
+
 class Symbol(NamedTuple):
     """The address of a kernel symbol."""
 
@@ -63,7 +69,7 @@ class Read(NamedTuple):
     length: Optional[Expression] = None
 
 
-Expression = Union[Value, Place, Number, Symbol, Binary, Read]
+Expression = Union[Value, Place, Number, Text, Symbol, Binary, Read]
 
 OPERATORS: Mapping[str, Tuple[str, Callable[[int, int], int]]] = {
     "ADD": ("add", lambda left, right: left + right),

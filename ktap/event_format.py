@@ -9,12 +9,14 @@ field                                      value
 =========================================  ===============================================
 integer, enum, bool, pointer               integer; 8 unsigned bytes wrap to signed
 ``char[N]``, ``__data_loc char[]``         string, cut at the first NUL
+``__data_loc char[][N]``                   table of N strings from 1
 arrays of other one-byte types, structs    string of all the bytes
 arrays of integers of 2, 4 or 8 bytes      table of integers from 1
 =========================================  ===============================================
 
 A `__data_loc` field is a 32-bit word: offset from the start of the record in its low half, size in
-bytes in its high half; for `__rel_loc` the offset counts from the end of the word itself.
+bytes in its high half; for `__rel_loc` the offset counts from the end of the word itself. An array of
+strings, which probes that a user defines may have, is as many such words.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from vm.named_tuple import NamedTuple
 INLINE, DATA_LOC, REL_LOC = "inline", "data_loc", "rel_loc"
 """Where the bytes of a field lie: in place, or behind a word that says where."""
 
-INTEGER, POINTER, TEXT, BYTES, INTEGERS = "integer", "pointer", "text", "bytes", "integers"
+INTEGER, POINTER, TEXT, TEXTS, BYTES, INTEGERS = "integer", "pointer", "text", "texts", "bytes", "integers"
 """What the bytes of a field are."""
 
 RETVAL = "__probe_retval"
@@ -85,6 +87,7 @@ NAME = r"^name: (\S+|\S*(?:\(|::).*)$"
 FIELD = re.compile(
     r"\tfield:(?P<declaration>[^;]*);\toffset:(?P<offset>\d+);\tsize:(?P<size>\d+);(\tsigned:(?P<signed>\d+);)?"
 )
+TEXT_ARRAY = re.compile(r"^(?P<type>\w+)\[\]\[\d+\] (?P<name>\w+)$")
 ARRAY = re.compile(r"^(?P<type>.*?) ?(?P<name>\w*)\[(?P<length>[^\]]*)\]$")
 WORDS = {2: "h", 4: "i", 8: "q"}
 ELEMENT_SIZES = (
@@ -116,6 +119,10 @@ def _field(match: re.Match[str]) -> Field:
     for word, where in (("__data_loc ", DATA_LOC), ("__rel_loc ", REL_LOC)):
         if declaration.startswith(word):
             place, rest = where, declaration[len(word) :]
+    texts = TEXT_ARRAY.match(rest) if place == DATA_LOC else None
+    if texts is not None:
+        offset, kind = int(match["offset"]), texts["type"]
+        return Field(texts["name"], kind, offset, size, signed, TEXTS, place, 1, declaration)
     if place != INLINE:  # written `__data_loc char[] name`
         type_name, _, name = rest.replace("[]", "").rpartition(" ")
         element = _element_size(type_name)
@@ -181,10 +188,25 @@ def integer_reader(offset: int, size: int, signed: bool) -> Callable[[Raw], int]
     return read
 
 
-def reader(field: Field, table: Callable[[Sequence[int]], object]) -> Reader:
-    """A function that reads the field's value; `table` makes the language's table of a list of integers."""
+def locate_each(field: Field) -> Callable[[Raw], list[bytes]]:
+    """A function that gives the bytes of each string of an array."""
+    words = Struct(f"={field.size // 2}H").unpack_from
+
+    def behind(raw: Raw) -> list[bytes]:
+        numbers = words(raw, field.offset)
+        starts, sizes = (numbers[::2], numbers[1::2]) if LITTLE_ENDIAN else (numbers[1::2], numbers[::2])
+        return [bytes(raw[start : start + size]) for start, size in zip(starts, sizes)]
+
+    return behind
+
+
+def reader(field: Field, table: Callable[[Sequence[object]], object]) -> Reader:
+    """A function that reads the field's value; `table` makes the language's table of a list of integers or strings."""
     if field.kind in (INTEGER, POINTER):
         return integer_reader(field.offset, field.size, field.signed)
+    if field.kind == TEXTS:
+        each = locate_each(field)
+        return lambda raw: table([cut(text) for text in each(raw)])
     find = locate(field)
     if field.kind == TEXT:
         return lambda raw: cut(find(raw))

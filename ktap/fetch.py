@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Callable, List, Optional, Sequence, Tuple
 
-from ktap.demand import BYTES, KERNEL, STRING, USER, Binary, Expression, Number, Place, Read, Symbol, Value
+from ktap.demand import BYTES, KERNEL, STRING, USER, Binary, Expression, Number, Place, Read, Symbol, Text, Value
 from ktap.registers import WORD_BYTES, Machine, Part, argument_register, argument_slot
 from vm.named_tuple import NamedTuple
 from vm.values import wrap
@@ -20,6 +20,7 @@ from vm.values import wrap
 MOST_ELEMENTS = 64
 """Of an array (MAX_ARRAY_LEN)."""
 MOST_STRING_BYTES = 4096
+MOST_CONSTANT_BYTES = 255
 MOST_ARGUMENTS = 128
 """Of one event (MAX_TRACE_ARGS)."""
 COMM = Value("execname")
@@ -38,7 +39,7 @@ class Shape(NamedTuple):
     shift: int = 0
     """Of a bit field: its width and its first bit."""
     length: int = 0
-    """Elements of an array, 0 for none."""
+    """Elements of an array, 0 for none; one of strings is of pointers to them."""
     user: bool = False
     """Of a string: it is the process's wherever the pointer comes from."""
 
@@ -87,6 +88,9 @@ SIMPLE = re.compile(r"([usx])(8|16|32|64)$")
 PATH = re.compile(r"[A-Za-z_]\w*((?:->|\.)[A-Za-z_]\w*)*")
 NAMED = {"%pd": "struct dentry", "%pD": "struct file"}
 """Types that stand for the name of a file."""
+QUOTED = re.compile(r'\\"([^"]*)"')
+WORD = re.compile(r'(?:\\"[^"]*"|\S)+')
+"""Of the kernel's own, the quotes of a constant string hold no blanks."""
 BIT_FIELD = re.compile(r"b(\d+)@(\d+)/(8|16|32|64)$")
 TYPES = "types are u8 … u64, s8 … s64, x8 … x64, char, string, ustring, symbol, bWIDTH@OFFSET/SIZE, each with [N]"
 
@@ -94,7 +98,7 @@ TYPES = "types are u8 … u64, s8 … s64, x8 … x64, char, string, ustring, sy
 def parse_fetch(text: str, context: Context) -> Tuple[Argument, ...]:
     """All arguments of a text. Raises FetchError."""
     found: List[Argument] = []
-    for word in re.finditer(r"\S+", text):
+    for word in WORD.finditer(text):
         if word[0] == "$arg*":
             found += _all_parameters(context, word.start())
             continue
@@ -159,7 +163,7 @@ class _Reader:
                 return found
         start = self.at
         what = self._value()
-        return what, Shape("S", 1) if what == COMM else self._usual(self.text[start : self.at])
+        return what, Shape("S", 1) if is_text(what) else self._usual(self.text[start : self.at])
 
     def _usual(self, text: str) -> Shape:
         """The type of a value that is written so: `$retval` and `$argN` have the function's, where these are known."""
@@ -191,11 +195,24 @@ class _Reader:
         if sign == "@":
             return self._absolute(start)
         if sign == "\\":
-            return Number(self._number("a constant"))
+            return self._constant(start)
         self.at = start
         hint = f"its parameters are {', '.join(self.context.parameters)}; " if self.context.parameters else ""
-        hint += "values are %REGISTER, $argN, $retval, $stackN, $comm, +OFFSET(VALUE), @ADDRESS and \\NUMBER"
+        hint += 'values are %REGISTER, $argN, $retval, $stackN, $comm, +OFFSET(VALUE), @ADDRESS, \\NUMBER and \\"TEXT"'
         raise FetchError(f"no value: `{self.text[start : self.end]}`", start, hint)
+
+    def _constant(self, start: int) -> Expression:
+        """`\\5`, `\\"text"`."""
+        if not self.text.startswith('"', self.at, self.end):
+            return Number(self._number("a constant"))
+        quoted = QUOTED.match(self.text, start, self.end)
+        if quoted is None:
+            raise FetchError('`"` is missing at the end of a constant string', start)
+        self.at = quoted.end()
+        value = quoted[1].encode("utf-8", "surrogateescape")
+        if len(value) > MOST_CONSTANT_BYTES:
+            raise FetchError(f"a constant string of more than {MOST_CONSTANT_BYTES} bytes", start)
+        return Text(value)
 
     def _memory(self) -> Expression:
         """`+8(VALUE)`, `-4(VALUE)`, `+u8(VALUE)`."""
@@ -208,8 +225,8 @@ class _Reader:
             raise FetchError("`(` is missing behind the offset", self.at)
         inner_at = self.at
         inner, _ = self._shaped()
-        if inner == COMM:
-            raise FetchError("$comm is no address", inner_at)
+        if is_text(inner):
+            raise FetchError(f"{self.text[inner_at : self.at]} is no address", inner_at)
         if not self._taken(")"):
             raise FetchError("`)` is missing", self.at)
         return Read(USER if user else self.context.space, BYTES, _plus(inner, -offset if negative else offset), 8)
@@ -281,19 +298,20 @@ class _Reader:
         count = int(rest[:-1])
         if not 0 < count <= MOST_ELEMENTS:
             raise FetchError(f"an array has 1 to {MOST_ELEMENTS} elements", at)
-        if shape.letter == "S":
-            hint = "write one for each: a=+0(+0(%si)):string b=+0(+8(%si)):string"
-            raise FetchError("there are no arrays of strings", at, hint)
         if not isinstance(what, Read):
             raise FetchError("only memory can be an array", at)
         return shape._replace(length=count)
 
     def _typed(self, what: Expression, shape: Shape, start: int) -> Expression:
         """The expression reading what the type says."""
-        if what == COMM:
+        if is_text(what):
             if shape.letter != "S":
-                raise FetchError("$comm is a string", start)
+                raise FetchError(f"{self.text[start : self.end].partition(':')[0]} is a string", start)
             return what
+        if shape.letter == "S" and shape.length:
+            assert isinstance(what, Read)
+            pointer = what._replace(most_bytes=WORD_BYTES)
+            return Read(USER if shape.user else self.context.space, STRING, pointer, MOST_STRING_BYTES)
         if shape.letter == "S":
             if not isinstance(what, Read):
                 # a value that is itself the address of the string
@@ -302,6 +320,18 @@ class _Reader:
         if isinstance(what, Read):
             return what._replace(most_bytes=shape.size_bytes * max(1, shape.length))
         return what
+
+
+def is_text(what: Expression) -> bool:
+    """Whether a value is a string by itself."""
+    return what == COMM or isinstance(what, Text)
+
+
+def element(strings: Expression, number: int) -> Expression:
+    """One string of an array of them, from 0: the array is one of pointers."""
+    assert isinstance(strings, Read) and isinstance(strings.address, Read)
+    pointer = strings.address
+    return strings._replace(address=pointer._replace(address=_plus(pointer.address, WORD_BYTES * number)))
 
 
 def _all_parameters(context: Context, position: int) -> List[Argument]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
-from ktap.demand import STRING, Expression, Read, Value
-from ktap.event_format import BYTES, DATA_LOC, INLINE, INTEGER, INTEGERS, RETVAL, TEXT, EventFormat, Field
-from ktap.fetch import COMM, MOST_STRING_BYTES, Argument, Shape
+from ktap.demand import Expression, Read, Text, Value
+from ktap.event_format import BYTES, DATA_LOC, INLINE, INTEGER, INTEGERS, RETVAL, TEXT, TEXTS, EventFormat, Field
+from ktap.fetch import Argument, Shape, element
 from vm.named_tuple import NamedTuple
 from vm.values import wrap
 
@@ -28,6 +28,10 @@ FUNCTION = Value("function")
 HEADER_BYTES = 8
 """The common fields."""
 COMM_BYTES = 16
+TEXT_WORD_BYTES = 4
+"""What says where a string lies, and its size."""
+MOST_TEXTS_BYTES = 48 << 10
+"""What all strings of a record have together: twelve of them are as long as one alone may be."""
 STACK_RECORD_BYTES = 160
 """A record up to this size is made on the program's stack."""
 
@@ -56,9 +60,21 @@ class Recipe(NamedTuple):
         return sum(part.shape.letter == "S" for part in self.parts)
 
     @property
+    def on_stack(self) -> bool:
+        """Whether a record is made on the program's stack."""
+        return not self.strings and self.fixed_bytes <= STACK_RECORD_BYTES
+
+    @property
     def most_bytes(self) -> int:
         """Size of the largest record."""
-        return self.fixed_bytes + MOST_STRING_BYTES * self.strings
+        return self.fixed_bytes + sum(text_bytes(part.what) for part in self.parts if part.shape.letter == "S")
+
+
+def text_bytes(what: Expression) -> int:
+    """Of a string at most, with the NUL at its end."""
+    if isinstance(what, Text):
+        return len(what.value) + 1
+    return what.most_bytes if isinstance(what, Read) else COMM_BYTES
 
 
 class Record(NamedTuple):
@@ -81,7 +97,7 @@ def record_of(
     for argument in (address, *arguments, *hidden):
         field = _field(argument, offset)
         fields.append(field)
-        parts.append(Part(field.offset, argument.what, argument.shape))
+        parts += _parts(argument, field.offset)
         offset = field.offset + field.size
     head, values = '"(0x%lx)', [f"REC->{address.name}"]
     if address.name == ENTRY_ADDRESS:  # the kernel adds the 0x itself, where it prints such events
@@ -93,7 +109,19 @@ def record_of(
         head += f" {argument.name}={text}"
         values += value
     event_format = EventFormat(GROUP, name, 0, (), tuple(fields), ", ".join([head + '"', *values]))
-    return Record(event_format, Recipe(tuple(parts), offset + 7 & ~7))
+    return Record(event_format, Recipe(_bounded(parts), offset + 7 & ~7))
+
+
+def _bounded(parts: Sequence[Part]) -> Tuple[Part, ...]:
+    """The parts with strings short enough for one record: a word says where a string is with 16 bits."""
+    reads = [part for part in parts if part.shape.letter == "S" and isinstance(part.what, Read)]
+    most = MOST_TEXTS_BYTES // max(1, len(reads))
+    return tuple(
+        part._replace(what=part.what._replace(most_bytes=min(most, part.what.most_bytes)))
+        if part.shape.letter == "S" and isinstance(part.what, Read)
+        else part
+        for part in parts
+    )
 
 
 def format_source_of(event: EventFormat) -> str:
@@ -105,11 +133,24 @@ def format_source_of(event: EventFormat) -> str:
     return "\n".join([f"name: {event.name}", "ID: 0", "format:", *rows, "", f"print fmt: {event.print_format}", ""])
 
 
+def _parts(argument: Argument, offset: int) -> List[Part]:
+    """What a field is made of: an array of strings of several."""
+    what, shape = argument.what, argument.shape
+    if shape.letter != "S" or not shape.length:
+        return [Part(offset, what, shape)]
+    one = shape._replace(length=0)
+    return [Part(offset + TEXT_WORD_BYTES * number, element(what, number), one) for number in range(shape.length)]
+
+
 def _field(argument: Argument, offset: int) -> Field:
     name, shape = argument.name, argument.shape
+    if shape.letter == "S" and shape.length:
+        offset = offset + 3 & ~3
+        declaration = f"__data_loc char[][{shape.length}] {name}"
+        return Field(name, "char", offset, TEXT_WORD_BYTES * shape.length, True, TEXTS, DATA_LOC, 1, declaration)
     if shape.letter == "S":
         offset = offset + 3 & ~3
-        return Field(name, "char", offset, 4, True, TEXT, DATA_LOC, 1, f"__data_loc char[] {name}")
+        return Field(name, "char", offset, TEXT_WORD_BYTES, True, TEXT, DATA_LOC, 1, f"__data_loc char[] {name}")
     size = shape.size_bytes
     offset = offset + size - 1 & -size
     type_name = f"{DECLARED[shape.letter]}{8 * size}"
@@ -124,6 +165,9 @@ def _field(argument: Argument, offset: int) -> Field:
 def _printed(argument: Argument) -> Tuple[str, List[str]]:
     """How the kernel prints a value: its format, and what it takes."""
     name, shape = argument.name, argument.shape
+    if shape.letter == "S" and shape.length:
+        text = ",".join(['\\"%s\\"'] * shape.length)
+        return "{" + text + "}", [f"__get_str({name}[{n}])" for n in range(shape.length)]
     if shape.letter == "S":
         return '\\"%s\\"', [f"__get_str({name})"]
     text = (LONG_PRINTED if shape.size_bytes == 8 else PRINTED)[shape.letter]
@@ -138,7 +182,7 @@ def _printed(argument: Argument) -> Tuple[str, List[str]]:
 def fill_record(frame: Frame, recipe: Recipe, room: Optional[str] = None) -> str:
     """Make a record, but for its first 8 bytes, of what the frame's base (the registers) holds; where it is."""
     w = frame.w
-    if recipe.most_bytes <= STACK_RECORD_BYTES:
+    if recipe.on_stack:
         space = w.local(recipe.fixed_bytes, "record")
     else:
         key = w.local(4, "key")
@@ -199,30 +243,36 @@ def _cut_bits(frame: Frame, part: Part, space: str, offset: int) -> None:
 
 
 def _text(frame: Frame, part: Part, space: str, position: str) -> str:
-    """Read a string to a position behind the fixed part, and note where; the position behind it."""
-    w = frame.w
+    """Put a string at a position behind the fixed part, and note where; the position behind it."""
+    w, what, most = frame.w, part.what, text_bytes(part.what)
     target = w.at(space, position)
-    if part.what == COMM:
-        frame.write_name(target)
-        length = str(COMM_BYTES)
-    else:
-        assert isinstance(part.what, Read) and part.what.kind == STRING
-        address = frame.expression(part.what.address)
-        length = w.call(f"probe_read_{part.what.space}_str", target, MOST_STRING_BYTES, address)
-        unread = w.value(f"icmp ugt i64 {length}, {MOST_STRING_BYTES}")
+    length = str(most)
+    if isinstance(what, Text):
+        _constant(w, what.value + b"\0", target)
+    elif isinstance(what, Read):
+        length = w.call(f"probe_read_{what.space}_str", target, most, frame.expression(what.address))
+        unread = w.value(f"icmp ugt i64 {length}, {most}")
         length = w.value(f"select i1 {unread}, i64 0, i64 {length}")
+    else:
+        frame.write_name(target)
     where = w.value(f"or i64 {position}, {w.value(f'shl i64 {length}, 16')}")
     w.store(4, w.narrowed(where, 4), space, part.offset)
-    return _behind(frame, position, length)
+    return _behind(frame, position, length, most)
 
 
-def _behind(frame: Frame, position: str, length: str) -> str:
+def _constant(w: Writer, data: bytes, target: str) -> None:
+    """Write bytes that are known; a text may begin anywhere."""
+    for offset, byte in enumerate(data):
+        w.store(1, byte, target, offset)
+
+
+def _behind(frame: Frame, position: str, length: str, most: int) -> str:
     """The position behind a string; the bound, which always holds, is said in a way that the verifier follows."""
     w = frame.w
     if length.isdigit():
         return str(int(position) + int(length)) if position.isdigit() else w.value(f"add i64 {position}, {length}")
     some, none, both = w.fresh("some"), w.fresh("none"), w.fresh("both")
-    w.branch(w.value(f"icmp ugt i64 {length}, {MOST_STRING_BYTES}"), none, some)
+    w.branch(w.value(f"icmp ugt i64 {length}, {most}"), none, some)
     w.label(some)
     moved = w.value(f"add i64 {position}, {length}")
     w.goto(both)

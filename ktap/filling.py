@@ -120,13 +120,13 @@ def _whole_record(frame: Frame, slot: Slot, target: str) -> str:
     assert event_format is not None
     end = str(record_bytes(event_format))
     for field in event_format.fields:
-        if field.place in (DATA_LOC, REL_LOC):
-            word = w.load_wide(4, False, frame.base, field.offset)
+        for place in range(field.offset, field.offset + field.size, 4) if field.place in (DATA_LOC, REL_LOC) else ():
+            word = w.load_wide(4, False, frame.base, place)
             start = w.value(f"and i64 {word}, 65535")
             length = w.value(f"lshr i64 {word}, 16")
             behind = w.value(f"add i64 {start}, {length}")
             if field.place == REL_LOC:
-                behind = w.value(f"add i64 {behind}, {field.offset + 4}")
+                behind = w.value(f"add i64 {behind}, {place + 4}")
             further = w.value(f"icmp ugt i64 {behind}, {end}")
             end = w.value(f"select i1 {further}, i64 {behind}, i64 {end}")
     size = end

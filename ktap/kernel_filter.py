@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Optional, Sequence, Union
 
-from ktap.event_format import INTEGERS, EventFormat
+from ktap.event_format import INTEGERS, TEXTS, EventFormat
 from ktap.predicate import All, IntegerAt, Negated, Predicate, Running, Some, Test, TextAt
 
 CONTEXT = {"tid": "common_pid", "cpu": "CPU", "execname": "COMM"}
@@ -72,7 +72,7 @@ def _name(subject: Union[IntegerAt, TextAt, Running], event: EventFormat) -> Opt
     for field in event.fields:
         if (field.offset, field.size) == (subject.offset, subject.size_bytes):
             shadowed = field.name in ("CPU", "cpu", "COMM", "comm") and field.name in CONTEXT.values()
-            return None if shadowed or field.kind == INTEGERS else field.name
+            return None if shadowed or field.kind in (INTEGERS, TEXTS) else field.name
     return None
 
 

@@ -25,6 +25,7 @@ VALUES = {
     event_format.TEXT: "string",
     event_format.BYTES: "string",
     event_format.INTEGERS: "table",
+    event_format.TEXTS: "table of strings",
 }
 """What a field of each kind is in a script."""
 

@@ -13,7 +13,7 @@ import struct
 import sys
 from typing import Callable, Dict, List, Optional, Tuple
 
-from ktap.demand import OPERATORS, STRING, USER, Binary, Expression, Number, Place, Read, Symbol, Value
+from ktap.demand import OPERATORS, STRING, USER, Binary, Expression, Number, Place, Read, Symbol, Text, Value
 from ktap.event_format import EventFormat
 from ktap.fetch import COMM
 from ktap.fetched import COMM_BYTES, FUNCTION, Part, Recipe
@@ -269,8 +269,8 @@ def number_of(what: Expression, cells: Cells) -> Number64:
             return None if data is None else int.from_bytes(data, sys.byteorder)
 
         return fetched
-    assert isinstance(what, (Value, Symbol))
-    raise Inexpressible(f"`{what.name}`")
+    assert isinstance(what, (Value, Symbol, Text))
+    raise Inexpressible(f"`{what.value.decode(errors='replace') if isinstance(what, Text) else what.name}`")
 
 
 def record_maker(recipe: Recipe, cells: Cells) -> Callable[[Instant], bytes]:
@@ -285,7 +285,7 @@ def record_maker(recipe: Recipe, cells: Cells) -> Callable[[Instant], bytes]:
             data = value(instant)
             record[part.offset : part.offset + len(data)] = data
         for part in texts:
-            found = instant.name.ljust(COMM_BYTES, b"\0") if part.what == COMM else _text(part, cells, instant)
+            found = _text(part, cells, instant)
             record[part.offset : part.offset + 4] = (len(found) << 16 | len(record)).to_bytes(4, sys.byteorder)
             record += found
         return bytes(record)
@@ -294,6 +294,10 @@ def record_maker(recipe: Recipe, cells: Cells) -> Callable[[Instant], bytes]:
 
 
 def _text(part: Part, cells: Cells, instant: Instant) -> bytes:
+    if part.what == COMM:
+        return instant.name.ljust(COMM_BYTES, b"\0")
+    if isinstance(part.what, Text):
+        return part.what.value + b"\0"
     assert isinstance(part.what, Read)
     found = cells[part.what](instant.raw)
     return b"" if found is None else found + b"\0"

@@ -115,6 +115,13 @@ class Compiler:
             raise Unsupported("the memory behind a pointer")
         return value
 
+    def string_of(self, array: c.Member, number: int) -> Data:
+        """One of an array of strings."""
+        field = self.event.field(array.name)
+        if field is None or field.kind != ef.TEXTS or not 0 <= number < field.size // 4:
+            raise Unsupported(f"`{array.name}[{number}]`")
+        return Data(f"{self.data(array).source}[{number}]", c.CHARACTER)
+
     def fixed(self, node: Node) -> int:
         """A node that must be a constant integer."""
         value = self.number(node)
@@ -303,6 +310,8 @@ def _letter(field: ef.Field) -> str:
 
 def _single(field: ef.Field) -> Callable[[bytes], object]:
     """Reads a field by itself: a dynamic one, or one that shares its bytes with another."""
+    if field.kind == ef.TEXTS:
+        return ef.locate_each(field)
     if field.kind not in (ef.INTEGER, ef.POINTER):
         return ef.locate(field)
     unpack = Struct("=" + _letter(field)).unpack_from

@@ -71,6 +71,9 @@ def _field_text(field: event_format.Field) -> Formatter:
     if field.kind == event_format.INTEGERS:
         braces = event_format.reader(field, _braces)
         return lambda raw: cast(bytes, braces(raw))
+    if field.kind == event_format.TEXTS:
+        each = event_format.locate_each(field)
+        return lambda raw: b"{" + b",".join([event_format.cut(text) for text in each(raw)]) + b"}"
     find = event_format.locate(field)
     if field.kind == event_format.TEXT:
         return lambda raw: event_format.cut(find(raw))
@@ -80,8 +83,8 @@ def _field_text(field: event_format.Field) -> Formatter:
 MASK = (1 << 64) - 1
 
 
-def _braces(values: Sequence[int]) -> bytes:
-    return b"{" + b",".join([b"%d" % value for value in values]) + b"}"
+def _braces(values: Sequence[object]) -> bytes:
+    return b"{" + b",".join([str(value).encode() for value in values]) + b"}"
 
 
 SYSCALL_PREFIX_SINCE = (6, 15)

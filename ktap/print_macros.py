@@ -157,7 +157,10 @@ def _member(node: Node) -> c.Member:
 
 def _get(compiler: Compiler, arguments: tuple[Node, ...]) -> Compiled:
     _require(len(arguments) == 1)
-    return compiler.data(_member(arguments[0]))
+    (node,) = arguments
+    if isinstance(node, c.Element):
+        return compiler.string_of(_member(node.array), compiler.fixed(node.place))
+    return compiler.data(_member(node))
 
 
 def _get_length(compiler: Compiler, arguments: tuple[Node, ...]) -> Compiled:

@@ -321,7 +321,7 @@ class ReplaySource:
         recording: Recording,
         host: ReplayHost,
         resolve: Resolve,
-        table: Callable[[Sequence[int]], object],
+        table: Callable[[Sequence[object]], object],
         cpu: Optional[int],
         say: Callable[[str], None],
     ) -> None:

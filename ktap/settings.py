@@ -53,7 +53,7 @@ class Helpers(NamedTuple):
     """What values of events are made with."""
 
     format_text: FormatText
-    table: Callable[[Sequence[int]], object]
+    table: Callable[[Sequence[object]], object]
     """Makes a table of a field that is an array of integers."""
     symbol: Callable[[str], Optional[int]]
     """The address of a kernel symbol."""

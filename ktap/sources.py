@@ -193,10 +193,10 @@ def live_names() -> KernelNames:
     return LiveNames(lambda: tracefs.find().root)
 
 
-def tables_of(machine: Machine) -> Callable[[Sequence[int]], object]:
-    """Makes a table of the script's of the integers of an array."""
+def tables_of(machine: Machine) -> Callable[[Sequence[object]], object]:
+    """Makes a table of the script's of the integers or strings of an array."""
 
-    def table(values: Sequence[int]) -> Table:
+    def table(values: Sequence[object]) -> Table:
         made = Table(machine.account)
         for place, value in enumerate(values, 1):
             made.put(place, value)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Iterator
 
 from ktap import demand, kernel
 from ktap.claiming import claim
-from ktap.fetched import STACK_RECORD_BYTES, Recipe, fill_record
+from ktap.fetched import Recipe, fill_record
 
 if TYPE_CHECKING:
     from ktap.capture import Case, Frame
@@ -62,7 +62,7 @@ def make_record(frame: Frame, needed: bool) -> None:
         touch_fetched(frame)
     if recipe is None or not needed:
         claim(w, frame.task.cpu)
-    elif recipe.most_bytes <= STACK_RECORD_BYTES:
+    elif recipe.on_stack:
         frame.base = fill_record(frame, recipe)
         if case.waits:
             touch_read(frame)

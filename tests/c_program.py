@@ -17,7 +17,7 @@ WORK = r"""
 #include <sys/wait.h>
 #define KEPT __attribute__((noinline))
 struct inner { int a; short b; char name[16]; unsigned flags; };
-struct outer { long x; struct inner *in; unsigned char bytes[4]; };
+struct outer { long x; struct inner *in; unsigned char bytes[4]; const char *words[4]; };
 long watched;
 KEPT long work(int fd, const char *name, struct outer *o, long d, long e, long f, long g, long h)
 { asm volatile("" ::: "memory"); return fd + g + h; }
@@ -28,7 +28,7 @@ KEPT void branch_of(int n) { leaf(n); asm volatile("" ::: "memory"); }
 int main(int argc, char **argv)
 {
     struct inner in = { -5, 77, "inner name", 0xabcd1234 };
-    struct outer o = { 9, &in, { 1, 2, 3, 4 } };
+    struct outer o = { 9, &in, { 1, 2, 3, 4 }, { "one", "", "three", (const char *)8 } };
     int n = atoi(argv[1]);
     if (argc > 2 && !strcmp(argv[2], "fork"))
         for (int i = 0; i < 4; i++)

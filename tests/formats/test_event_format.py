@@ -55,6 +55,7 @@ def test_what_is_no_format(text: str) -> None:
         ("int x[TASK_COMM_LEN]@8+16", "x", ef.INTEGERS, ef.INLINE, "int", 4),
         ("__data_loc char[] x@8+4", "x", ef.TEXT, ef.DATA_LOC, "char", 1),
         ("__rel_loc char[] x@8+4", "x", ef.TEXT, ef.REL_LOC, "char", 1),
+        ("__data_loc char[][2] x@8+8", "x", ef.TEXTS, ef.DATA_LOC, "char", 1),
         ("__data_loc u64[] x@8+4", "x", ef.INTEGERS, ef.DATA_LOC, "u64", 8),
         ("__data_loc unsigned int[] x@8+4", "x", ef.INTEGERS, ef.DATA_LOC, "unsigned int", 4),
         ("__data_loc __u16[] x@8+4", "x", ef.INTEGERS, ef.DATA_LOC, "__u16", 2),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Iterator, List
 
 import pytest
-from tracing import trace
+from tracing import EVENTS, trace
 
 from ktap import tracefs
 from ktap.elf import open_binary
@@ -32,6 +32,7 @@ ENTRIES = [
     "bytes=+16(%dx):u8[4] words=+16(%dx):x16[2] x=+0(%dx):s64",
     "comm=$comm c=%di:char seventh=$stack1 eighth=$stack2:u8",
     "constant=\\\\99:u8 letter=+0(%si):char tail=+4(%si):string",
+    "words=+24(%dx):string[4] one=+32(%dx):string[1] n=%di:u8 rest=+40(%dx):ustring[2]",
 ]
 RETURNS = ["", "$retval", "r=$retval:s32 comm=$comm", "low=$retval:u8 ax=%ax"]
 
@@ -84,3 +85,32 @@ def test_texts_agree(fixed: Path, returns: bool, fetch: str) -> None:
     assert len(wanted) == CALLS
     script = f"trace probe:{fixed}:work{'%return' if returns else ''} {fetch} {{ print(argstr) }}"
     assert trace(script, [str(fixed), str(CALLS)]).lines == wanted
+
+
+def test_constant_strings(fixed: Path) -> None:
+    """The kernel's own events on programs show them as (fault): it looks for the text in the program's memory."""
+    fetch = 'text=\\"con/st, ant" none=\\"":string n=%di:u16 last=\\"é"'
+    script = f"trace probe:{fixed}:work {fetch} /text ~ 'con*'/ {{ print(args.text, args.n, args.last, argstr) }}"
+    shown = '(0x{:x}) text="con/st, ant" none="" n={} last="é"'
+    place = next(function.offset for function in open_binary(str(fixed)).functions if function.name == "work")
+    wanted = [f"con/st, ant\t{n}\té\twork: {shown.format(0x400000 + place, n)}" for n in range(CALLS)]
+    for tier in ("vm", EVENTS):
+        assert trace(script, [str(fixed), str(CALLS)], tier=tier).lines == wanted
+
+
+def test_strings_of_an_array_are_a_table(fixed: Path) -> None:
+    script = f"""
+    trace probe:{fixed}:work words=+24(%dx):string[3] {{
+        n[args.words[1], len(args.words)] += 1
+        for (k, word in sort_pairs(args.words)) {{ print(k, word) }}
+    }}
+    trace_end {{ print(n["one", 3]) }}
+    """
+    for tier in ("vm", EVENTS):
+        wanted = ["1\tone", "2\t", "3\tthree"] * CALLS + [str(CALLS)]
+        assert trace(script, [str(fixed), str(CALLS)], tier=tier).lines == wanted
+
+
+def test_as_many_strings_as_an_array_can_have(fixed: Path) -> None:
+    script = f"trace probe:{fixed}:work a=+24(%dx):string[64] b=+24(%dx):string[64] {{ print(args.a[3], args.b[1]) }}"
+    assert trace(script, [str(fixed), str(CALLS)]).lines == ["three\tone"] * CALLS

@@ -6,8 +6,8 @@ from typing import Sequence, Tuple
 
 import pytest
 
-from ktap.demand import BYTES, EITHER, KERNEL, STRING, USER, Binary, Expression, Number, Place, Read, Symbol
-from ktap.fetch import COMM, MOST_STRING_BYTES, Context, FetchError, Shape, parse_fetch
+from ktap.demand import BYTES, EITHER, KERNEL, STRING, USER, Binary, Expression, Number, Place, Read, Symbol, Text
+from ktap.fetch import COMM, MOST_STRING_BYTES, Context, FetchError, Shape, element, parse_fetch
 from ktap.registers import MACHINES
 
 ENTRY = Context(MACHINES["x86_64"], USER)
@@ -22,6 +22,10 @@ def register(name: str, context: Context = ENTRY) -> Place:
 
 def at(address: Expression, size: int = 8, space: str = USER) -> Read:
     return Read(space, BYTES, address, size)
+
+
+def string(address: Expression, space: str = USER) -> Read:
+    return Read(space, STRING, address, MOST_STRING_BYTES)
 
 
 def plus(what: Expression, number: int) -> Binary:
@@ -78,6 +82,11 @@ FORMS = [
     ("+u8(%si)", OF_KERNEL, "arg1", at(plus(SI, 8)), WORD),
     ("+0(+0(%si)):string", ENTRY, "arg1", Read(USER, STRING, at(SI), MOST_STRING_BYTES), Shape("S", 1)),
     ("+0(%si):u8[4]", ENTRY, "arg1", at(SI, 4), Shape("u", 1, length=4)),
+    ("+0(%si):string[2]", ENTRY, "arg1", string(at(SI)), Shape("S", 1, length=2)),
+    ("+u8(%si):string[2]", OF_KERNEL, "arg1", string(at(plus(SI, 8)), KERNEL), Shape("S", 1, length=2)),
+    ("+0(%si):ustring[2]", OF_KERNEL, "arg1", string(at(SI, space=KERNEL)), Shape("S", 1, length=2, user=True)),
+    ('\\"a text"', ENTRY, "arg1", Text(b"a text"), Shape("S", 1)),
+    ('t=\\"":string', ENTRY, "t", Text(b""), Shape("S", 1)),
     ("+0(%si):x64[3]", ENTRY, "arg1", at(SI, 24), Shape("x", 8, length=3)),
     ("+0(%si):b3@2/32", ENTRY, "arg1", at(SI, 4), Shape("b", 4, 3, 2)),
     ("%di:b8@8/16", ENTRY, "arg1", DI, Shape("b", 2, 8, 8)),
@@ -110,6 +119,12 @@ def test_several_are_numbered() -> None:
     assert [argument.name for argument in parse_fetch("%di  n=%si %dx", ENTRY)] == ["arg1", "n", "arg3"]
 
 
+def test_strings_of_an_array_lie_where_its_pointers_do() -> None:
+    (argument,) = parse_fetch("+8(%si):string[2]", ENTRY)
+    assert element(argument.what, 0) == string(at(plus(SI, 8)))
+    assert element(argument.what, 1) == string(at(plus(plus(SI, 8), 8)))
+
+
 def test_all_parameters_at_once() -> None:
     assert [argument.name for argument in parse_fetch("c=$comm $arg*", KNOWN)] == ["c", *PARAMETERS]
     with pytest.raises(FetchError, match="parameters are not known"):
@@ -138,7 +153,11 @@ WRONG = [
     ("%di:u8[4]", ENTRY, 6, "only memory can be an array"),
     ("+0(%di):u8[65]", ENTRY, 10, "an array has 1 to 64 elements"),
     ("+0(%di):u8[x]", ENTRY, 10, "a number and `]`"),
-    ("+0(%di):string[2]", ENTRY, 14, "no arrays of strings"),
+    ("%di:string[2]", ENTRY, 10, "only memory can be an array"),
+    ('a=\\"text', ENTRY, 2, '`"` is missing'),
+    ('\\"a b":u8', ENTRY, 0, '\\"a b" is a string'),
+    ('+0(\\"text")', ENTRY, 3, '\\"text" is no address'),
+    ('\\"' + 300 * "x" + '"', ENTRY, 0, "more than 255 bytes"),
     ("a=%di a=%si", ENTRY, 6, "two arguments are called `a`"),
     ("$comm:u8", ENTRY, 0, "$comm is a string"),
     ("+0($comm)", ENTRY, 3, "$comm is no address"),
