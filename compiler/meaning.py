@@ -25,6 +25,8 @@ from vm.program import Span
 EVENT_NAMES = frozenset(variable.name for variable in VARIABLES)
 PATHS = frozenset(("args", "curtask"))
 """Names of the event that carry a path of members."""
+RESULT, RESULT_FIELD = "retval", "args.__probe_retval"
+"""What a function returns may be a pointer to a structure; members behind it are those behind the field it is."""
 PRESET = frozenset(("arg",))
 """Globals that are set before the main chunk runs: the script's arguments."""
 FOREIGN = {
@@ -218,8 +220,9 @@ class Names:
                 use.span, "`args` stands only before the name of a field", "write `args.NAME`, or `arg0` to `arg9`"
             )
             return
-        count = len(use.chain) if name in PATHS else 1
-        value = EventValue(".".join((name, *use.dotted(count).split(".")[1:])))
+        count = len(use.chain) if name in PATHS or name == RESULT else 1
+        root = RESULT_FIELD if name == RESULT and count > 1 else name
+        value = EventValue(".".join((root, *use.dotted(count).split(".")[1:])))
         self._mean(use, count, value)
         if use.call is not None and count == len(use.chain):
             if use.call.arguments or name == "args" or count > 1:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import AbstractSet, Callable, Dict, List, Optional, Sequence, Tuple
 
 from ktap.btf import Btf, Prototype
-from ktap.calls import CALL, CALL_RETURN, Called
+from ktap.calls import CALL, CALL_RETURN, Called, remembers
 from ktap.demand import EITHER, KERNEL, STRING, Demand, Expression, Number, Read
-from ktap.event_format import POINTER, RETVAL
+from ktap.event_format import POINTER, RETURN_ADDRESS, RETVAL
 from ktap.fetch import (
     MOST_STRING_BYTES,
     Argument,
@@ -25,7 +25,7 @@ from ktap.fetch import (
     parse_fetch,
     result,
 )
-from ktap.fetched import FUNCTION, RETURN_ADDRESS, Record, address_argument, record_of
+from ktap.fetched import FUNCTION, Recipe, Record, address_argument, record_of
 from ktap.functions import KernelFunctions, near_tracepoints
 from ktap.members import Unreachable, follow
 from ktap.plan import reads_record
@@ -131,9 +131,8 @@ def find_calls(text: str, condition: Optional[str], wanted: Demand, where: Where
     prototypes = (
         types.functions([name for name, _ in places]) if types is not None and (reads or not written.is_glob) else {}
     )
-    context = Context(machine, EITHER, written.returns, symbol=where.functions().symbol)
-    shown = "argstr" in wanted.variables
-    maker = _Maker(written, context, types, reads and not written.fetch, shown)
+    context = Context(machine, EITHER, written.returns, written.returns, symbol=where.functions().symbol)
+    maker = _Maker(written, context, types, reads and not written.fetch, wanted.variables, condition or "")
     uses = Counter(name for name, _ in places)
     return [maker.call(name, address, prototypes.get(name), uses[name] == 1) for name, address in places]
 
@@ -179,12 +178,21 @@ def _places(written: Written, where: Where) -> List[Tuple[str, int]]:
 class _Maker:
     """Makes what is captured of each function; of functions without arguments that anybody reads it is the same."""
 
-    def __init__(self, written: Written, context: Context, types: Optional[Btf], reads: bool, shown: bool) -> None:
+    def __init__(
+        self,
+        written: Written,
+        context: Context,
+        types: Optional[Btf],
+        reads: bool,
+        asked: AbstractSet[str],
+        condition: str,
+    ) -> None:
         self.written = written
         self.types = types
         self.reads = reads
-        self.shown = shown
-        """Whether the event's text is asked for."""
+        self.asked = asked
+        """The event variables that handlers read."""
+        self.condition = condition
         self.context = context if types is None else context._replace(name_of=self._name_of)
         self.shared: Dict[Tuple[Argument, ...], Record] = {}
 
@@ -200,10 +208,11 @@ class _Maker:
             prototype = None
         words = _words(prototype, self.types)
         one = alone and not written.is_glob and not written.offset and written.kind == PROBE
-        type_id = prototype.id if prototype is not None and words is not None and one else None
-        called = Called(name, address, written.offset, written.returns, type_id, words or 0, not one)
         place: Expression = Number(wrap(address + written.offset)) if written.offset else FUNCTION
         record = self._record(prototype if words is not None else None, place)
+        typed = prototype is not None and words is not None and (one or _remembers(record.recipe))
+        type_id = prototype.id if prototype is not None and typed else None
+        called = Called(name, address, written.offset, written.returns, type_id, words or 0, not one)
         named = record._replace(format=record.format._replace(name=shown if written.kind == PROBE else "function"))
         return Call(CALL_RETURN if written.returns else CALL, label, named.format.name, named, called)
 
@@ -217,11 +226,16 @@ class _Maker:
             return record._replace(format=record.format._replace(print_format=text))
         if written.fetch or written.returns:
             arguments = parse_fetch(written.fetch, self._context_of(prototype))
-            hidden = self._result(prototype) if written.returns else ()
-            if written.returns and self.shown:  # only the registers tell where it returns to
+            if not written.returns:
+                return record_of("", arguments, address_argument(place, False), (), True)
+            if not written.fetch and prototype is not None and self._asks_for_arguments(prototype):
+                arguments = self._typed_arguments(prototype)
+            hidden = self._result(prototype)
+            if "argstr" in self.asked and not any(remembers(argument.what) for argument in arguments):
+                # only the registers tell where it returns to, and where arguments are known these are not
                 hidden = [Argument(RETURN_ADDRESS, instruction(self.context), Shape("x")), *hidden]
-            record = record_of("", arguments, address_argument(place, written.returns), hidden, True)
-            return _with_types(record, prototype) if written.returns else record
+            record = record_of("", arguments, address_argument(place, True), hidden, True)
+            return _with_types(record, prototype, not written.fetch)
         typed = prototype is not None and not written.offset
         arguments = self._typed_arguments(prototype) if prototype is not None and typed else self._words()
         key = tuple(arguments)
@@ -230,13 +244,11 @@ class _Maker:
         return _with_types(self.shared[key], prototype) if typed else self.shared[key]
 
     def _context_of(self, prototype: Optional[Prototype]) -> Context:
-        """With the names of the function's parameters, whose registers have something else when it returns."""
+        """With the names of the function's parameters."""
         written = self.written
         if prototype is None or self.types is None or written.offset:
             return self.context
-        if written.returns:
-            return self.context._replace(result=_shape(prototype.result, self.types))
-        context, scope = self.context, Scope(self.types)
+        context, scope = self.context._replace(result=_shape(prototype.result, self.types)), Scope(self.types)
         numbers = {one.name or f"arg{n}": n for n, one in enumerate(prototype.arguments, 1)}
 
         def parameter(name: str, members: Sequence[str]) -> Tuple[Expression, Shape]:
@@ -261,6 +273,15 @@ class _Maker:
         if isinstance(kind, Void):
             return []
         return [Argument(RETVAL, result(self.context), _shape(prototype.result, self.types))]
+
+    def _asks_for_arguments(self, prototype: Prototype) -> bool:
+        """Whether handlers of a return read arguments of the call, by name or by number, or its filter does."""
+        names = [one.name or f"arg{n}" for n, one in enumerate(prototype.arguments, 1)]
+        asked = {name.split(".")[1] if name.startswith("args.") else name for name in self.asked}
+        numbers = {f"arg{n}" for n in range(1, len(names) + 1)}
+        return not asked.isdisjoint({*names, *numbers}) or any(
+            re.search(rf"\b{name}\b", self.condition) for name in names
+        )
 
     def _words(self) -> List[Argument]:
         if not self.reads:
@@ -323,11 +344,16 @@ def _words(prototype: Optional[Prototype], types: Optional[Btf]) -> Optional[int
     return len(kinds) if whole else None
 
 
-def _with_types(record: Record, prototype: Optional[Prototype]) -> Record:
-    """The record with the types that members are found by."""
+def _remembers(recipe: Recipe) -> bool:
+    return any(remembers(part.what) for part in recipe.parts)
+
+
+def _with_types(record: Record, prototype: Optional[Prototype], named: bool = True) -> Record:
+    """The record with the types that members are found by; `named` where its fields are the function's parameters."""
     if prototype is None:
         return record
-    known: Mapping[str, Type] = {one.name: one.type for one in prototype.arguments}
+    known: Dict[str, Type] = {one.name: one.type for one in prototype.arguments} if named else {}
+    known[RETVAL] = prototype.result
     fields = []
     for field in record.format.fields:
         type = known.get(field.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import List, Optional
 
 from compiler.ir import Writer
-from ktap.demand import Binary, Expression, Place, Read, Value
+from ktap.demand import Binary, Expression, Passed, Place, Read, Value
 from ktap.fetched import FUNCTION, Part, Recipe
 from ktap.registers import MACHINES, WORD_BYTES
 from vm.named_tuple import NamedTuple
@@ -39,6 +39,13 @@ class Called(NamedTuple):
     """It is one of those that a glob means."""
 
 
+def remembers(expression: Expression) -> bool:
+    """Whether a value has an argument of a call that returns in it."""
+    if isinstance(expression, Binary):
+        return remembers(expression.left) or remembers(expression.right)
+    return isinstance(expression, Passed) or (isinstance(expression, Read) and remembers(expression.address))
+
+
 def typed_words(w: Writer, called: Optional[Called]) -> str:
     """A copy of a typed context: of the words themselves the verifier knows too well what they point at."""
     assert called is not None
@@ -60,6 +67,9 @@ def typed_recipe(recipe: Recipe, called: Called, machine: str) -> Optional[Recip
         if isinstance(what, Place):
             index = words.get(what.offset)
             return None if index is None else what._replace(offset=WORD_BYTES * index)
+        if isinstance(what, Passed):
+            known_here = called.returns and 0 < what.number <= called.words
+            return Place(WORD_BYTES * (what.number - 1), WORD_BYTES, False) if known_here else None
         if isinstance(what, Binary):
             left, right = moved(what.left), moved(what.right)
             return None if left is None or right is None else what._replace(left=left, right=right)

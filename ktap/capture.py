@@ -391,6 +391,8 @@ class Frame:
         w = self.w
         if isinstance(expression, demand.Place):
             return w.load_wide(expression.size_bytes, expression.signed, self.base, expression.offset)
+        if isinstance(expression, demand.Passed):
+            return "0"  # of a program that is verified, but never attached
         if isinstance(expression, demand.Value):
             return w.call("get_current_task")
         if isinstance(expression, demand.Number):

@@ -321,11 +321,10 @@ def _text(text: TextOf, place: int) -> Getter:
 def _fields(event_format: EventFormat, place: int, table: TableOf) -> Dict[str, Getter]:
     """`args.NAME` for every field, `argN` for the first ten."""
     getters: Dict[str, Getter] = {}
-    for number, field in enumerate(event_format.fields):
-        getter = _integer_field(field, place) or _other_field(field, place, table)
-        getters[f"args.{field.name}"] = getter
-        if number < 10:
-            getters[f"arg{number}"] = getter
+    for field in event_format.fields:
+        getters[f"args.{field.name}"] = _integer_field(field, place) or _other_field(field, place, table)
+    for number, field in enumerate(event_format.numbered[:10]):
+        getters[f"arg{number}"] = getters[f"args.{field.name}"]
     exit_value = getters.get("args.ret")
     if event_format.is_syscall and exit_value is not None and event_format.name.startswith("sys_exit_"):
         getters["retval"] = exit_value

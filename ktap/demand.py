@@ -41,6 +41,12 @@ class Text(NamedTuple):
     value: bytes
 
 
+class Passed(NamedTuple):
+    """An argument of the call that returns, from 1: who sees both ends of a call has it."""
+
+    number: int
+
+
 class Symbol(NamedTuple):
     """The address of a kernel symbol."""
 
@@ -69,7 +75,7 @@ class Read(NamedTuple):
     length: Optional[Expression] = None
 
 
-Expression = Union[Value, Place, Number, Text, Symbol, Binary, Read]
+Expression = Union[Value, Place, Passed, Number, Text, Symbol, Binary, Read]
 
 OPERATORS: Mapping[str, Tuple[str, Callable[[int, int], int]]] = {
     "ADD": ("add", lambda left, right: left + right),

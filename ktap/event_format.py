@@ -33,6 +33,7 @@ INLINE, DATA_LOC, REL_LOC = "inline", "data_loc", "rel_loc"
 INTEGER, POINTER, TEXT, TEXTS, BYTES, INTEGERS = "integer", "pointer", "text", "texts", "bytes", "integers"
 """What the bytes of a field are."""
 
+RETURN_ADDRESS = "__probe_ret_ip"
 RETVAL = "__probe_retval"
 """The field that holds what a function returned, in the record of a return probe."""
 
@@ -68,6 +69,12 @@ class EventFormat(NamedTuple):
     common: tuple[Field, ...]
     fields: tuple[Field, ...]
     print_format: str
+
+    @property
+    def numbered(self) -> Sequence[Field]:
+        """What `arg0` and so on are: all fields, but in a record of ktap's own not what it adds at a return."""
+        added = (RETVAL, RETURN_ADDRESS) if not self.id else ()
+        return [field for field in self.fields if field.name not in added]
 
     @property
     def is_syscall(self) -> bool:

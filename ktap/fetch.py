@@ -12,7 +12,21 @@ from __future__ import annotations
 import re
 from typing import Callable, List, Optional, Sequence, Tuple
 
-from ktap.demand import BYTES, KERNEL, STRING, USER, Binary, Expression, Number, Place, Read, Symbol, Text, Value
+from ktap.demand import (
+    BYTES,
+    KERNEL,
+    STRING,
+    USER,
+    Binary,
+    Expression,
+    Number,
+    Passed,
+    Place,
+    Read,
+    Symbol,
+    Text,
+    Value,
+)
 from ktap.registers import WORD_BYTES, Machine, Part, argument_register, argument_slot
 from vm.named_tuple import NamedTuple
 from vm.values import wrap
@@ -23,6 +37,7 @@ MOST_STRING_BYTES = 4096
 MOST_CONSTANT_BYTES = 255
 MOST_ARGUMENTS = 128
 """Of one event (MAX_TRACE_ARGS)."""
+KEEP = "keep it by thread at the entry, as in t[tid] = arg1"
 COMM = Value("execname")
 """`$comm`: the name of the running task."""
 TEXT, COMMAND, INTEGER = "text", "command", "integer"
@@ -59,6 +74,8 @@ class Context(NamedTuple):
     space: str
     """Whose memory `+8(%di)` is: USER in user probes, EITHER in the kernel's."""
     returns: bool = False
+    remembers: bool = False
+    """At a function's return, its arguments are known."""
     near: Optional[Callable[[int], Expression]] = None
     """The address that a place of the probed file (`@+0x20`) is loaded at."""
     symbol: Optional[Callable[[str], Optional[int]]] = None
@@ -91,6 +108,7 @@ NAMED = {"%pd": "struct dentry", "%pD": "struct file"}
 QUOTED = re.compile(r'\\"([^"]*)"')
 WORD = re.compile(r'(?:\\"[^"]*"|\S)+')
 """Of the kernel's own, the quotes of a constant string hold no blanks."""
+NUMBERED = re.compile(r"\$arg(\d+)")
 BIT_FIELD = re.compile(r"b(\d+)@(\d+)/(8|16|32|64)$")
 TYPES = "types are u8 … u64, s8 … s64, x8 … x64, char, string, ustring, symbol, bWIDTH@OFFSET/SIZE, each with [N]"
 
@@ -125,14 +143,25 @@ class _Reader:
         if name is not None:
             self.at = name.end()
         start = self.at
+        known = self._numbered() if name is None else None
+        called = name[1] if name is not None else known or f"arg{number}"
         what, shape = self._shaped()
+        if known is not None and self.context.parameter is not None:
+            what, shape = self.context.parameter(known, ())
         if self._taken(":"):
             if self.text[self.at : self.end] in NAMED:
-                return Argument(name[1] if name else f"arg{number}", self._name(what), Shape("S", 1))
+                return Argument(called, self._name(what), Shape("S", 1))
             shape = self._type(what)
         if self.at != self.end:
             raise FetchError(f"unexpected `{self.text[self.at : self.end]}`", self.at)
-        return Argument(name[1] if name else f"arg{number}", self._typed(what, shape, start), shape)
+        return Argument(called, self._typed(what, shape, start), shape)
+
+    def _numbered(self) -> Optional[str]:
+        """The parameter that `$argN` without a name means, where the function's are known."""
+        found = NUMBERED.match(self.text, self.at, self.end)
+        number = int(found[1]) if found is not None else 0
+        parameters = self.context.parameters
+        return parameters[number - 1] if 0 < number <= len(parameters) else None
 
     def _taken(self, sign: str) -> bool:
         if self.text.startswith(sign, self.at, self.end):
@@ -166,13 +195,8 @@ class _Reader:
         return what, Shape("S", 1) if is_text(what) else self._usual(self.text[start : self.at])
 
     def _usual(self, text: str) -> Shape:
-        """The type of a value that is written so: `$retval` and `$argN` have the function's, where these are known."""
-        context, number = self.context, text[len("$arg") :]
-        if text == "$retval":
-            return context.result
-        if context.parameter is not None and text.startswith("$arg") and 0 < int(number) <= len(context.parameters):
-            return context.parameter(context.parameters[int(number) - 1], ())[1]
-        return Shape("x")
+        """The type of a value that is written so: `$retval` has the function's."""
+        return self.context.result if text == "$retval" else Shape("x")
 
     def _name(self, what: Expression) -> Expression:
         """The string that `%pd` or `%pD` means."""
@@ -257,9 +281,8 @@ class _Reader:
         if name.startswith("stack") and name[5:].isdigit():
             return stack_word(self.context, int(name[5:]))
         if name.startswith("arg") and name[3:].isdigit() and int(name[3:]):
-            if self.context.returns:
-                hint = "keep it by thread at the entry, as in t[tid] = arg1"
-                raise FetchError(f"${name} is known at a function's entry only", start, hint)
+            if self.context.returns and not self.context.remembers:
+                raise FetchError(f"${name} is known at a function's entry only", start, KEEP)
             return call_argument(self.context, int(name[3:]))
         raise FetchError(f"no value `${name}`", start, "there are $argN, $retval, $stack, $stackN and $comm")
 
@@ -382,7 +405,9 @@ def stack_word(context: Context, number: int) -> Read:
 
 
 def call_argument(context: Context, number: int) -> Expression:
-    """`$argN`: an argument of the call, from 1, at the function's first instruction."""
+    """`$argN`: an argument of the call, from 1, at the function's first instruction or behind its last."""
+    if context.returns:
+        return Passed(number)
     part = argument_register(context.machine, number)
     return _place(part) if part is not None else stack_word(context, argument_slot(context.machine, number))
 

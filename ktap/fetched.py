@@ -12,7 +12,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
 
 from ktap.demand import Expression, Read, Text, Value
-from ktap.event_format import BYTES, DATA_LOC, INLINE, INTEGER, INTEGERS, RETVAL, TEXT, TEXTS, EventFormat, Field
+from ktap.event_format import (
+    BYTES,
+    DATA_LOC,
+    INLINE,
+    INTEGER,
+    INTEGERS,
+    RETURN_ADDRESS,
+    RETVAL,
+    TEXT,
+    TEXTS,
+    EventFormat,
+    Field,
+)
 from ktap.fetch import Argument, Shape, element
 from vm.named_tuple import NamedTuple
 from vm.values import wrap
@@ -22,7 +34,7 @@ if TYPE_CHECKING:
     from ktap.capture import Frame
 
 GROUP = "uprobes"
-ENTRY_ADDRESS, RETURN_FUNCTION, RETURN_ADDRESS = "__probe_ip", "__probe_func", "__probe_ret_ip"
+ENTRY_ADDRESS, RETURN_FUNCTION = "__probe_ip", "__probe_func"
 FUNCTION = Value("function")
 """The address of the function that returns, which only the kernel knows."""
 HEADER_BYTES = 8
@@ -102,6 +114,8 @@ def record_of(
     head, values = '"(0x%lx)', [f"REC->{address.name}"]
     if address.name == ENTRY_ADDRESS:  # the kernel adds the 0x itself, where it prints such events
         head = '"(%lx)'
+    if address.name == RETURN_FUNCTION:
+        head = '"(<- %lx)'
     if any(argument.name == RETURN_ADDRESS for argument in hidden):
         head, values = '"(%lx <- %lx)', [f"REC->{address.name}", f"REC->{RETURN_ADDRESS}"]
     for argument in arguments if shown else ():

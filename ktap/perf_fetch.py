@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import struct
 import sys
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import AbstractSet, Callable, Dict, List, Optional, Tuple
 
-from ktap.demand import OPERATORS, STRING, USER, Binary, Expression, Number, Place, Read, Symbol, Text, Value
+from ktap.demand import OPERATORS, STRING, USER, Binary, Expression, Number, Passed, Place, Read, Symbol, Text, Value
 from ktap.event_format import EventFormat
-from ktap.fetch import COMM
+from ktap.fetch import COMM, Shape
 from ktap.fetched import COMM_BYTES, FUNCTION, Part, Recipe
 from ktap.registers import MACHINES, SAMPLED, WORD_BYTES
 from vm.named_tuple import NamedTuple
@@ -30,7 +30,8 @@ FUNCTION_OFFSET = 8
 
 Cell = Callable[[bytes], Optional[bytes]]
 """Finds a value in the record that the kernel has made; None where there was no memory."""
-Cells = Dict[Read, Cell]
+Cells = Dict[Expression, Cell]
+"""By what is fetched: memory, and arguments of a call that returns."""
 Number64 = Callable[["Instant"], Optional[int]]
 
 
@@ -90,7 +91,7 @@ def register_names(machine: str) -> NamesOf:
     def name_of(what: Expression) -> Optional[str]:
         if isinstance(what, Place) and what.size_bytes == WORD_BYTES and what.offset in by_offset:
             return f"%{by_offset[what.offset]}"
-        return None
+        return f"$arg{what.number}" if isinstance(what, Passed) else None
 
     return name_of
 
@@ -147,12 +148,17 @@ class Fetches:
         self._values: List[str] = []
         self._checks: List[str] = []
         """They come last: there is room for a page of strings."""
-        self._names: Dict[Read, Tuple[str, ...]] = {}
+        self._names: Dict[Expression, Tuple[str, ...]] = {}
 
     @property
     def arguments(self) -> List[str]:
         """As a definition has them."""
         return [*self._values, *self._checks]
+
+    @property
+    def fetched(self) -> AbstractSet[Expression]:
+        """What is fetched."""
+        return self._names.keys()
 
     def add(self, what: Expression) -> None:
         """Note all memory that an expression looks at. Raises Inexpressible."""
@@ -163,6 +169,8 @@ class Fetches:
             if what.length is not None:
                 raise Inexpressible("a number of bytes that is computed")
             self._names[what] = self._fetch(what)
+        elif isinstance(what, Passed):
+            self._names[what] = (self._argument(self._values, f"$arg{what.number}:u64"),)
 
     def _fetch(self, read: Read) -> Tuple[str, ...]:
         if read.kind == STRING:
@@ -187,7 +195,7 @@ class Fetches:
 
     def cells(self, event: EventFormat) -> Cells:
         """How each value is found in the record that the kernel makes, whose format is known now."""
-        return {read: _cell(read, names, event) for read, names in self._names.items()}
+        return {what: _cell(what, names, event) for what, names in self._names.items()}
 
 
 def _type(size_bytes: int) -> str:
@@ -200,10 +208,12 @@ def _type(size_bytes: int) -> str:
     raise Inexpressible(f"{size_bytes} bytes at once")
 
 
-def _cell(read: Read, names: Tuple[str, ...], event: EventFormat) -> Cell:
+def _cell(read: Expression, names: Tuple[str, ...], event: EventFormat) -> Cell:
     fields = [event.field(name) for name in names]
     first, *rest = [field.offset for field in fields if field is not None]
     assert len(rest) == len(names) - 1
+    if not isinstance(read, Read):
+        return lambda raw: raw[first : first + WORD_BYTES]
     if read.kind == STRING:
         most, behind = read.most_bytes - 1, rest[0]
         return lambda raw: found[:most] if (found := _readable(raw, first, behind)) is not None else None
@@ -261,7 +271,7 @@ def number_of(what: Expression, cells: Cells) -> Number64:
             return None if first is None or second is None else wrap(compute(first, second))
 
         return both
-    if isinstance(what, Read):
+    if isinstance(what, (Read, Passed)):
         cell = cells[what]
 
         def fetched(instant: Instant) -> Optional[int]:
@@ -303,12 +313,21 @@ def _text(part: Part, cells: Cells, instant: Instant) -> bytes:
     return b"" if found is None else found + b"\0"
 
 
+def _cut_bits(data: bytes, shape: Shape) -> bytes:
+    """The elements of an array, each made the bit field in it where it is one."""
+    if not shape.bits:
+        return data
+    size, mask = shape.size_bytes, (1 << shape.bits) - 1
+    numbers = [int.from_bytes(data[at : at + size], sys.byteorder) for at in range(0, len(data), size)]
+    return b"".join([(number >> shape.shift & mask).to_bytes(size, sys.byteorder) for number in numbers])
+
+
 def _bytes_of(part: Part, cells: Cells) -> Callable[[Instant], bytes]:
     shape = part.shape
     if shape.length:
         assert isinstance(part.what, Read)
         cell, size = cells[part.what], shape.size_bytes * shape.length
-        return lambda instant: cell(instant.raw) or bytes(size)
+        return lambda instant: _cut_bits(cell(instant.raw) or bytes(size), shape)
     compute, size, mask = number_of(part.what, cells), shape.size_bytes, (1 << 8 * shape.size_bytes) - 1
 
     def value(instant: Instant) -> bytes:

@@ -6,6 +6,7 @@ descriptor. One whose values take memory is defined in ktap's own group, with th
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from functools import cache
@@ -16,8 +17,9 @@ from ktap.calls import CALL_CONTEXTS, CALL_RETURN
 from ktap.capture import COUNTER, USER_CONTEXTS, USER_RETURN
 from ktap.captured import CALLER, MEMBER, READ, RECORD
 from ktap.counters import REGISTER_BYTES
-from ktap.demand import Read
+from ktap.demand import Passed, Read
 from ktap.event_format import EventFormat, parse_format
+from ktap.fetch import KEEP
 from ktap.own_group import OwnGroup
 from ktap.perf_event import ADDRESS, IP, RAW, REGISTERS, USER_STACK_BYTES, Attribute, Sample
 from ktap.perf_event import TRACEPOINT as TRACEPOINT_TYPE
@@ -48,6 +50,7 @@ REFUSED = frozenset({*uprobes.REFUSED, *links.REFUSED})
 """What the kernel says of one place; anything else is about all of them."""
 FEW = 4
 """So many places are an event each; more of them are one definition, which the kernel lets go of all at once."""
+UNKNOWN_AT_RETURN = f"this kernel's definitions have no arguments of a call at its return; {KEEP}"
 NUMBER = "number"
 """The argument of a definition that says which of its places it was."""
 
@@ -124,6 +127,8 @@ def defined_streams(places: Sequence[Members], tools: Tools) -> List[Stream]:
         if error.errno not in REFUSED:
             raise
         if len(places) == 1:
+            if error.errno == errno.EINVAL and any(isinstance(what, Passed) for what in fetches.fetched):
+                error = OSError(errno.EOPNOTSUPP, UNKNOWN_AT_RETURN)
             tools.skip(first.wanted.label, error)
             return []
     half = len(places) // 2

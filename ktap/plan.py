@@ -152,7 +152,7 @@ def field_of(event: EventFormat, name: str) -> Optional[Field]:
         name = name[5:]
     elif name.startswith("arg") and name[3:].isdigit():
         number = int(name[3:])
-        return event.fields[number] if number < len(event.fields) else None
+        return event.numbered[number] if number < len(event.numbered) else None
     elif name == "retval":
         name = RETVAL if any(field.name == RETVAL for field in event.fields) else "ret"
     return next((field for field in event.fields if field.name == name), None)

@@ -34,6 +34,8 @@ def probe_items(items: tuple[Node, ...]) -> tuple[Node, ...]:
         head = b"(%s <- %s)"
         shown = [Call("__probe_place", (arguments[1],)), Call("__probe_function", (arguments[0],))]
         rest = text[len(b"(%lx <- %lx)") :]
+    elif arguments[:1] == [Member(FUNCTION)] and text.startswith(b"(<- %lx)"):  # ktap's own, where arguments are known
+        head, shown, rest = b"(<- %s)", [Call("__probe_function", (arguments[0],))], text[len(b"(<- %lx)") :]
     else:
         raise Unsupported("the place of a probe")
     left: list[Node] = list(arguments[len(shown) :])

@@ -12,7 +12,7 @@ from ktap import syscalls
 from ktap.capture import COUNTER, PROFILE, RAW, SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT
 from ktap.captured import IN_INTERRUPT, PARENT
 from ktap.demand import Demand, Value, join
-from ktap.event_format import EventFormat
+from ktap.event_format import RETVAL, EventFormat
 from ktap.functions import KernelFunctions, kernel_functions
 from ktap.members import TASK, Member, Unreachable, follow
 from ktap.plan import MOST_FILTERS, Timer, Wanted, field_of, reads_record
@@ -267,6 +267,7 @@ class Resolver:
             )
             for event in found
         ]
+        self._say_of_returns(text, targets, wanted)
         return [self._one(target) for target in targets]
 
     def _calls(self, text: str, probe: Probe, wanted: Demand) -> List[Key]:
@@ -291,7 +292,18 @@ class Resolver:
             )
             for call in found
         ]
+        self._say_of_returns(text, targets, wanted)
         return [self._one(target) for target in targets]
+
+    def _say_of_returns(self, text: str, targets: Sequence[Target], wanted: Demand) -> None:
+        """Say that arguments are nil where a function returns and none are known."""
+        from ktap.fetch import KEEP
+
+        formats = [target.format for target in targets if target.format is not None]
+        unknown = [one for one in formats if one.field(RETVAL) is not None and len(one.numbered) == 1]
+        asked = sorted(name for name in wanted.variables if name[:3] == "arg" and name[3:].isdigit() and name != "arg0")
+        if unknown and asked:
+            self.notices.append(f"{', '.join(asked)} of `{text}`: nil, known at the entry only; {KEEP}")
 
     def _profile(self, text: str, span: Span) -> List[Key]:
         try:
@@ -325,7 +337,8 @@ class Resolver:
                 if not any(other.startswith(path + ".") for other in paths):
                     near = suggestion(error.name, error.known)
                     usual = "it has pid, tgid, comm, prio and many more" if "real_parent" in error.known else None
-                    self._problem(places.get(path), str(error), f"did you mean `{near}`?" if near else usual)
+                    message = str(error).replace(f"args.{RETVAL}", "retval")
+                    self._problem(places.get(path), message, f"did you mean `{near}`?" if near else usual)
         return tuple(found)
 
     def _base(self, target: Target, path: str) -> Optional[Base]:
@@ -366,6 +379,9 @@ class Resolver:
         hint = f"did you mean `args.{near}`?" if near else None
         if hint is None and 0 < len(known) < MANY:
             hint = "it has " + ", ".join(known)
+        if name == RETVAL:
+            self._problem(span, f"`{targets[0].label}` returns no pointer to a structure")
+            return
         where = f"`{targets[0].label}` has no" if len(targets) == 1 else f"none of {len(targets)} events has a"
         self._problem(span, f"{where} field `{name}`", hint)
 
@@ -383,7 +399,7 @@ def suggestion(name: str, known: Sequence[str]) -> Optional[str]:
 
 def _fields(target: Target) -> List[str]:
     if target.format is not None:
-        return [field.name for field in target.format.fields]
+        return [field.name for field in target.format.fields if not field.name.startswith("__probe_")]
     return [name for name in target.argument_names if name]
 
 

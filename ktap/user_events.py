@@ -135,7 +135,7 @@ def _record(written: Written, machine: Machine, spot: Optional[Spot], names: Col
         def near(offset: int) -> Expression:
             return Binary("ADD", instruction(context), Number(offset - spot.offset))
 
-    context = Context(machine, USER, written.returns, near)
+    context = Context(machine, USER, written.returns, near=near)
     if written.returns:
         arguments = parse_fetch(written.fetch, context)
         hidden = return_arguments(instruction(context), result(context))

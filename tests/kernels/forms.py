@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Sequence, Tuple
 
 import pytest
-from tracing import python, trace
+from tracing import EVENTS, python, trace
 
 from ktap import links, tracefs
 from vm.diagnostic import Refusal
@@ -40,8 +40,25 @@ ENTRIES = (
     "a=%ax b=%r8 c=%r15 d=%cs e=%flags:x64 f=%ss g=%sp h=%bp",
     "nested=+0(+0($stack)):x8 deeper=+0(+0(+0($stack))):x8",
 )
-RETURNS = ("$retval:s32", "r=$retval:x64 c=$comm ax=%ax:u16")
-TYPED = ("file->f_flags mode=file->f_inode->i_mode", "$arg*", "count=count n=count:u8", "name=$arg1:%pD")
+RETURNS = (
+    "$retval:s32",
+    "r=$retval:x64 c=$comm ax=%ax:u16",
+    "dfd=$arg1:s32 name=+0($arg2):ustring flags=+0($arg3):x64 r=$retval:s32",
+)
+"""Arguments at a return from Linux 6.9 on."""
+EXECUTED = (
+    "argv=+u0(+104(%di)):ustring[2] path=+0(+112(%di)):ustring",
+    'first=+u0(+104(%di)):ustring[1] text=\\"con/stant" empty=\\"":string n=\\7:u8',
+)
+"""Of the registers that a program had when it called execve."""
+TYPED_RETURNS = ("count=count:u16 f=file->f_flags r=$retval:s64", "$arg*", "n=$arg3 $arg3 r=$retval")
+TYPED = (
+    "file->f_flags mode=file->f_inode->i_mode",
+    "$arg*",
+    "count=count n=count:u8",
+    "$arg3 n=$arg3 low=$arg3:u8 again=count",
+    "name=$arg1:%pD",
+)
 """Of functions whose parameters are known (Linux 6.4; `%pD` 6.12)."""
 CODE = """
 import os
@@ -51,6 +68,7 @@ for name in ("/etc/hostname", "/nothing/there"):
     except OSError:
         pass
 os.write(os.open("/dev/null", os.O_RDWR), b"hello")
+os.execv("/bin/true", ["/bin/true", "an argument"])
 """
 Probe = Tuple[str, str]
 """A function, with %return or not, and the fetch arguments."""
@@ -58,6 +76,8 @@ PROBES: List[Probe] = [
     *(("do_sys_openat2", fetch) for fetch in ENTRIES),
     *(("do_sys_openat2%return", fetch) for fetch in RETURNS),
     *(("vfs_write", fetch) for fetch in TYPED),
+    *(("vfs_write%return", fetch) for fetch in TYPED_RETURNS),
+    *(("__x64_sys_execve", fetch) for fetch in EXECUTED),
 ]
 
 
@@ -95,14 +115,16 @@ def kernels_own(probes: Sequence[Probe]) -> Iterator[Dict[int, Path]]:
         instance.rmdir()
 
 
-def test_texts_are_the_kernels() -> None:
-    handlers = "\n".join(
-        f"trace probe:{function} {fetch} {{ print({number}, pid, argstr) }}"
-        for number, (function, fetch) in enumerate(PROBES)
-    )
+@pytest.mark.parametrize("tier", ["vm", EVENTS])
+def test_texts_are_the_kernels(tier: str) -> None:
     with kernels_own(PROBES) as own:
         assert {0, 2, 6, 7, 12} <= own.keys()
-        traced = trace(handlers, python(CODE))
+        probes = {number: probe for number, probe in enumerate(PROBES) if tier != EVENTS or number in own}
+        handlers = "\n".join(
+            f"trace probe:{function} {fetch} {{ print({number}, pid, argstr) }}"
+            for number, (function, fetch) in probes.items()
+        )
+        traced = trace(handlers, python(CODE), tier=tier)
         (path,) = set(own.values())
         wanted = texts(path.read_text(errors="surrogateescape"), traced.lines[0].split("\t")[1])
     assert not traced.losses
@@ -110,7 +132,7 @@ def test_texts_are_the_kernels() -> None:
     for line in traced.lines:
         number, _, text = line.split("\t", 2)
         found.setdefault(int(number), []).append(text.partition(": ")[2])
-    assert found.keys() == set(range(len(PROBES)))
+    assert found.keys() == probes.keys()
     for number in own:  # the kernel's own were there before the command was
         texts_found = [comparable(text) for text in found[number]]
         assert texts_found == wanted[number][-len(texts_found) :], PROBES[number]
@@ -136,7 +158,7 @@ def comparable(text: str) -> str:
         ("a=file->f_falgs", 2, "has no member `f_falgs`"),
         ("a=fiel", 2, "no value: `fiel`"),
         ("a=%zz", 2, "no register `%zz`"),
-        ("a=+0(%si):string[2]", 16, "there are no arrays of strings"),
+        ("a=%si:string[2]", 12, "only memory can be an array"),
     ],
 )
 def test_what_is_wrong(fetch: str, at: int, message: str) -> None:
@@ -145,6 +167,25 @@ def test_what_is_wrong(fetch: str, at: int, message: str) -> None:
     (diagnostic,) = caught.value.diagnostics
     assert message in diagnostic.message
     assert diagnostic.span is not None and diagnostic.span.column == len("trace probe:vfs_write ") + at + 1
+
+
+RETURNING = """
+n = 0
+trace probe:vfs_write%return /count == 5/ { print("w", args.count, arg3, retval, args.file.f_inode.i_ino, arg5) }
+trace probe:do_filp_open%return { if (kernel_string(retval.f_path.dentry.d_name.name) == "hostname") { n += 1 } }
+trace probe:vfs_write%return n=count ino=file->f_inode->i_ino { if (args.n == 5) { print("f", args.n, args.ino, argstr) } }
+trace_end { print("d", n) }
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/btf/vmlinux"), reason="this kernel does not tell its types")
+@pytest.mark.parametrize("tier", ["vm", "auto"])
+def test_arguments_at_a_return(tier: str) -> None:
+    number = os.stat("/dev/null").st_ino
+    lines = trace(RETURNING, python(CODE), tier=tier).lines
+    assert f"w\t5\t5\t5\t{number}\tnil" in lines
+    assert f"f\t5\t{number}\tvfs_write: (<- vfs_write) n=5 ino={number}" in lines
+    assert "d\t1" in lines
 
 
 def test_members_are_values() -> None:

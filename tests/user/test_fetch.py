@@ -6,7 +6,21 @@ from typing import Sequence, Tuple
 
 import pytest
 
-from ktap.demand import BYTES, EITHER, KERNEL, STRING, USER, Binary, Expression, Number, Place, Read, Symbol, Text
+from ktap.demand import (
+    BYTES,
+    EITHER,
+    KERNEL,
+    STRING,
+    USER,
+    Binary,
+    Expression,
+    Number,
+    Passed,
+    Place,
+    Read,
+    Symbol,
+    Text,
+)
 from ktap.fetch import COMM, MOST_STRING_BYTES, Context, FetchError, Shape, element, parse_fetch
 from ktap.registers import MACHINES
 
@@ -51,6 +65,9 @@ KNOWN = Context(
     parameter=parameter,
     result=Shape("s", 4),
     name_of=lambda what, kind: Read(KERNEL, STRING, what, MOST_STRING_BYTES),
+)
+REMEMBERS = KNOWN._replace(
+    returns=True, remembers=True, parameter=lambda name, _: (Passed(list(PARAMETERS).index(name) + 1), WORD)
 )
 FORMS = [
     ("%di", ENTRY, "arg1", DI, WORD),
@@ -98,10 +115,14 @@ FORMS = [
     ("@jiffies-8:u32", KNOWN, "arg1", at(Number(0xFF8), 4, KERNEL), Shape("u", 4)),
     ("count", KNOWN, "arg1", DX, Shape("u")),
     ("n=count:u8", KNOWN, "n", DX, Shape("u", 1)),
-    ("$arg3", KNOWN, "arg1", DX, Shape("u")),
+    ("$arg3", KNOWN, "count", DX, Shape("u")),
+    ("$arg3:u8", KNOWN, "count", DX, Shape("u", 1)),
+    ("n=$arg3", KNOWN, "n", DX, WORD),
+    ("$arg2", REMEMBERS, "f", Passed(2), WORD),
+    ("n=+8($arg2):u8", REMEMBERS, "n", at(plus(Passed(2), 8), 1, EITHER), Shape("u", 1)),
     ("+0(buf):string", KNOWN, "arg1", Read(EITHER, STRING, DI, MOST_STRING_BYTES), Shape("S", 1)),
     ("f->inode.ino", KNOWN, "arg1", at(plus(SI, 2), 4, KERNEL), Shape("u", 4)),
-    ("$arg1:%pD", KNOWN, "arg1", Read(KERNEL, STRING, DI, MOST_STRING_BYTES), Shape("S", 1)),
+    ("$arg1:%pD", KNOWN, "buf", Read(KERNEL, STRING, DI, MOST_STRING_BYTES), Shape("S", 1)),
     ("$retval", KNOWN._replace(returns=True), "arg1", register("ax"), Shape("s", 4)),
     ("@0x1000:u32", ENTRY, "arg1", at(Number(0x1000), 4), Shape("u", 4)),
     ("@jiffies:u64", OF_KERNEL, "arg1", at(Symbol("jiffies"), 8, KERNEL), Shape("u")),

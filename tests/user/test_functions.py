@@ -61,15 +61,15 @@ def test_all_that_is_known_of_a_call(work: Path) -> None:
     trace probe:{work}:work {{
         print(probename, arg0 == args.__probe_ip, arg1, user_string(arg2), arg4, arg5, arg6, arg7, arg8, retval)
     }}
-    trace probe:{work}:work%return {{ print(probename, retval, arg0 != 0, arg1 != 0, execname) }}
+    trace probe:{work}:work%return {{ print(probename, retval, arg0 != 0, arg1, execname) }}
     """
     traced = run(script, work, 2)
     entry = "work\ttrue\t{0}\tpath-{0}\t4\t5\t6\t7{0}\t80\tnil"
     assert traced.lines == [
         entry.format(0),
-        "work\t150\ttrue\ttrue\twork",
+        "work\t150\ttrue\tnil\twork",
         entry.format(1),
-        "work\t152\ttrue\ttrue\twork",
+        "work\t152\ttrue\tnil\twork",
     ]
 
 
