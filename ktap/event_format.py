@@ -33,7 +33,8 @@ INLINE, DATA_LOC, REL_LOC = "inline", "data_loc", "rel_loc"
 INTEGER, POINTER, TEXT, TEXTS, BYTES, INTEGERS = "integer", "pointer", "text", "texts", "bytes", "integers"
 """What the bytes of a field are."""
 
-RETURN_ADDRESS = "__probe_ret_ip"
+ENTRY_ADDRESS, RETURN_FUNCTION, RETURN_ADDRESS = "__probe_ip", "__probe_func", "__probe_ret_ip"
+"""Fields that only probes on functions have: at an entry; at a return, the function and where it returns to."""
 RETVAL = "__probe_retval"
 """The field that holds what a function returned, in the record of a return probe."""
 
@@ -75,6 +76,11 @@ class EventFormat(NamedTuple):
         """What `arg0` and so on are: all fields, but in a record of ktap's own not what it adds at a return."""
         added = (RETVAL, RETURN_ADDRESS) if not self.id else ()
         return [field for field in self.fields if field.name not in added]
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether somebody has defined the event as a probe, or ktap has."""
+        return self.field(ENTRY_ADDRESS) is not None or self.field(RETURN_FUNCTION) is not None
 
     @property
     def is_syscall(self) -> bool:

@@ -15,10 +15,12 @@ from ktap.demand import Expression, Read, Text, Value
 from ktap.event_format import (
     BYTES,
     DATA_LOC,
+    ENTRY_ADDRESS,
     INLINE,
     INTEGER,
     INTEGERS,
     RETURN_ADDRESS,
+    RETURN_FUNCTION,
     RETVAL,
     TEXT,
     TEXTS,
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from ktap.capture import Frame
 
 GROUP = "uprobes"
-ENTRY_ADDRESS, RETURN_FUNCTION = "__probe_ip", "__probe_func"
 FUNCTION = Value("function")
 """The address of the function that returns, which only the kernel knows."""
 HEADER_BYTES = 8

@@ -81,6 +81,8 @@ def remedy(error: OSError) -> Optional[str]:
         return "too many open files; raise the limit with ulimit -n"
     if error.errno == errno.ENOMEM:
         return "not enough memory; try a smaller --buffer-bytes"
+    if error.errno == errno.EINTR:  # what trace_uprobe.c says of an event that tracefs has enabled
+        return "a probe that is defined in tracefs serves it or a tracer: disable the event there (echo 0 > enable)"
     return None
 
 

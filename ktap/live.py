@@ -255,7 +255,10 @@ class LiveSource:
 
     def _event_id(self, label: str) -> int:
         group, _, name = label.partition(":")
-        return self._kernel.tracefs().format(TracepointName(group, name)).id
+        event_format = self._kernel.tracefs().format(TracepointName(group, name))
+        if event_format.is_probe:  # its perf event takes programs for functions only, which get no record
+            raise OSError(errno.EOPNOTSUPP, "a probe that is defined in tracefs; --backend perf can trace it", label)
+        return event_format.id
 
     def _preempt_count(self) -> Optional[Tuple[int, int]]:
         """The variable that has the kernel's preemption count and the offset in it; None where programs cannot reach it."""

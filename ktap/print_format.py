@@ -39,11 +39,11 @@ def event_text(event: EventFormat, names: KernelNames, release: str) -> EventTex
     if event.is_syscall:
         return EventText(syscall_text(event, release), False, None)
     from ktap.print_compiler import compile_text
-    from ktap.probe_text import is_probe, probe_items
+    from ktap.probe_text import probe_items
 
     try:
         items = parse_list(event.print_format)
-        if is_probe(event):
+        if event.is_probe:
             items = probe_items(items)
         show, asks_names = compile_text(event, items, names)
     except Unsupported as reason:

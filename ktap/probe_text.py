@@ -11,16 +11,9 @@ from __future__ import annotations
 import re
 
 from ktap.c_expression import Call, Member, Node, Text, Unsupported
-from ktap.event_format import EventFormat
+from ktap.event_format import ENTRY_ADDRESS, RETURN_ADDRESS, RETURN_FUNCTION
 
-PLACE, FUNCTION, RETURN = "__probe_ip", "__probe_func", "__probe_ret_ip"
-"""Fields that only such events have: of an entry; of a return, the function and where it returns to."""
 QUOTED = re.compile(rb'"%s"|%[^%a-zA-Z]*[a-zA-Z]+|%%')
-
-
-def is_probe(event: EventFormat) -> bool:
-    """Whether a user has defined the event."""
-    return event.field(PLACE) is not None or event.field(FUNCTION) is not None
 
 
 def probe_items(items: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -28,13 +21,15 @@ def probe_items(items: tuple[Node, ...]) -> tuple[Node, ...]:
     if not items or not isinstance(items[0], Text):
         raise Unsupported("no format string")
     text, arguments = items[0].value, list(items[1:])
-    if arguments[:1] == [Member(PLACE)] and text.startswith(b"(%lx)"):
+    if arguments[:1] == [Member(ENTRY_ADDRESS)] and text.startswith(b"(%lx)"):
         head, shown, rest = b"(%s)", [Call("__probe_place", (arguments[0],))], text[len(b"(%lx)") :]
-    elif arguments[:2] == [Member(FUNCTION), Member(RETURN)] and text.startswith(b"(%lx <- %lx)"):
+    elif arguments[:2] == [Member(RETURN_FUNCTION), Member(RETURN_ADDRESS)] and text.startswith(b"(%lx <- %lx)"):
         head = b"(%s <- %s)"
         shown = [Call("__probe_place", (arguments[1],)), Call("__probe_function", (arguments[0],))]
         rest = text[len(b"(%lx <- %lx)") :]
-    elif arguments[:1] == [Member(FUNCTION)] and text.startswith(b"(<- %lx)"):  # ktap's own, where arguments are known
+    elif arguments[:1] == [Member(RETURN_FUNCTION)] and text.startswith(
+        b"(<- %lx)"
+    ):  # ktap's own, where arguments are known
         head, shown, rest = b"(<- %s)", [Call("__probe_function", (arguments[0],))], text[len(b"(<- %lx)") :]
     else:
         raise Unsupported("the place of a probe")

@@ -138,6 +138,12 @@ def test_strings_of_an_event_that_somebody_has_defined(fixed: Path) -> None:
     with uprobe_event(f"p {fixed}:{offset:#x} {fetch}") as instance:
         (directory,) = (instance / "events").glob("ktap_test_*")
         script = f"trace {directory.name}:work {{ print(args.words[1], args.words[2], args.words[3], arg2, argstr) }}"
-        traced = trace(script, [str(fixed), str(CALLS)])
+        with pytest.raises(Refusal, match="--backend perf can trace it"):
+            trace(script, [str(fixed), str(CALLS)])
+        with pytest.raises(Refusal) as caught:
+            trace(script, [str(fixed), str(CALLS)], tier=EVENTS)
+        assert "disable the event there" in str(caught.value.diagnostics[0].hint)
+        (directory / "work" / "enable").write_text("0")
+        traced = trace(script, [str(fixed), str(CALLS)], tier=EVENTS)
     text = f'work: (0x{0x400000 + offset:x}) words={{"one","","three"}} n='
     assert traced.lines == [f"one\t\tthree\t{n}\t{text}{n}" for n in range(CALLS)]
