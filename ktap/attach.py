@@ -37,7 +37,6 @@ from ktap.deferred import UNREAD_BYTES
 from ktap.filling import PREEMPT_COUNT, PREEMPT_OFFSET
 from ktap.glob import TEXT_VALUE_BYTES
 from ktap.groups import layers, user_groups
-from ktap.keeper import Keeper
 from ktap.objects import Objects, Value
 from ktap.plan import Captured, is_plain, reads_to
 from ktap.predicate import needs_text
@@ -48,6 +47,7 @@ from ktap.waiting import SLEEPABLE, can_wait, waits
 from vm.named_tuple import NamedTuple
 
 if TYPE_CHECKING:
+    from ktap.keeper import Keeper
     from ktap.lowered import Lowering
 
 MOST_UNREAD = 16_384
@@ -341,7 +341,7 @@ class Attachment:
         from ktap import uprobes
 
         if self._keeper is None and self._options.attaching and self._verified is None:
-            self._keeper = Keeper(uprobes.CALLS, number=kernel.own_process)
+            self._keeper = uprobes.keeper()
         wanted, attach_type = group[0][1].wanted, uprobes.attach_type()
         case = self._waiting(group[0][1].case, attach_type)
         values = self._record_values(case)

@@ -145,6 +145,11 @@ CALLS: Mapping[str, Call] = {"multi": _multi, "open": _open, "link": _link}
 """What the keeper is asked for."""
 
 
+def keeper() -> Keeper:
+    """Start one."""
+    return Keeper(CALLS, number=kernel.own_process)
+
+
 @cache
 def _pmu_type() -> int:
     try:

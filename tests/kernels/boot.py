@@ -63,6 +63,7 @@ mount -t virtiofs -o ro root /lower && mount -t tmpfs upper /upper && mkdir /upp
 mount -t overlay -o lowerdir=/lower,upperdir=/upper/new,workdir=/upper/work root /root
 for pair in @MOUNTS@; do mount -t ${pair%%:*} ${pair%%:*} /root${pair#*:}; done
 ln -s /proc/self/fd /root/dev/fd; mkdir -p /root/dev/shm; mount -t tmpfs shm /root/dev/shm
+mkdir -p /root/dev/pts; mount -t devpts pts /root/dev/pts
 ip link set lo up
 port() { for one in /sys/class/virtio-ports/*; do [ "$(cat $one/name)" = $1 ] && echo /dev/${one##*/}; done; }
 read job < /job

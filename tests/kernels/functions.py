@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from tracing import Traced, python, trace
 from ktap import kernel, links
 from ktap.functions import kernel_functions
 from ktap.live import LiveSource
+from tests.kills.commands import BACKENDS, Command
+from tests.kills.rounds import ATTACH, DETACH, RUN, Rounds
 from vm.diagnostic import Refusal
 from vm.limits import Limits
 
@@ -348,22 +349,12 @@ def test_five_thousand_functions() -> None:
     assert (kernel.object_ids(kernel.LINK_NEXT_ID), kernel.object_ids(kernel.PROGRAM_NEXT_ID)) == before
 
 
-def test_nothing_is_left_when_it_is_killed() -> None:
-    before = kernel.object_ids(kernel.PROGRAM_NEXT_ID)
-    command = [
-        sys.executable,
-        "-m",
-        "ktap",
-        "-e",
-        f"trace probe:{MANY}, probe:{FUNCTION}, probe:vfs_read%return {{ n[probename] += 1 }}",
-    ]
-    for delay_s in (2.0, 6.0):
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(delay_s)
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-    deadline = time.monotonic() + 10
-    while kernel.object_ids(kernel.PROGRAM_NEXT_ID) != before and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert kernel.object_ids(kernel.PROGRAM_NEXT_ID) == before
-    assert Path("/sys/kernel/tracing/kprobe_events").read_text() == ""
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_is_left_when_it_is_killed(tmp_path: Path, backend: str) -> None:
+    events = f"probe:{MANY}, probe:{FUNCTION}, probe:vfs_read%return, probe:do_sys_openat2 filename=+0(%si):ustring"
+    words = ("--backend", backend, "-e", f"trace {events} {{ n[probename] += 1 }}")
+    command = Command(words, backend, "auto", ("kernel functions",), "everyone")
+    with Rounds(tmp_path, 1) as rounds:
+        measured = rounds.measure(command)
+        for phase in (ATTACH, RUN, DETACH):
+            assert rounds.kill(command, measured, phase).left == frozenset(), phase

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import NamedTuple, Sequence
 
 from tests.kills.commands import BACKENDS
-from tests.kills.rounds import ATTACH, DETACH, PHASES, RUN, START, Killed, Rounds
+from tests.kills.rounds import ATTACH, DETACH, PHASES, RUN, Killed, Rounds
 
 COUNTED = (ATTACH, RUN, DETACH)
-TWICE = (START, *COUNTED, *COUNTED)
-"""The phases in which each drawn command line is killed."""
 PROGRESS_S = 30
+LONG_S = 10
+"""What goes so late is told."""
 
 
 class Options(NamedTuple):
@@ -52,9 +52,9 @@ def main() -> int:
     found: list[Killed] = []
     with tempfile.TemporaryDirectory(prefix="ktap-kills-") as directory, Rounds(Path(directory), asked.seed) as rounds:
         while counted(found) < asked.rounds:
-            command = rounds.draw(BACKENDS[len(found) // len(TWICE) % len(BACKENDS)])
+            command = rounds.draw(BACKENDS[len(found) // len(PHASES) % len(BACKENDS)])
             measured = rounds.measure(command)
-            for phase in TWICE:
+            for phase in PHASES:
                 if counted(found) < asked.rounds:
                     found.append(rounds.kill(command, measured, phase))
                     tell(found[-1])
@@ -75,6 +75,9 @@ def counted(found: Sequence[Killed]) -> int:
 
 
 def tell(killed: Killed) -> None:
+    if killed.waited_s > LONG_S and not killed.left:
+        print(f"it took {killed.waited_s:.0f} s until these had gone ({killed.phase}, {killed.command}):")
+        print("".join(f"    {line}\n" for line in sorted(killed.late)), end="", flush=True)
     if killed.left:
         print(
             f"after {killed.waited_s:.0f} s there remained of one that was killed in {killed.phase}: {killed.command}"

@@ -36,7 +36,7 @@ RUNS_S = 0.3
 MOST_TRIES = 30
 SHRINKS = 0.85
 """A round that came too late is repeated with a shorter time, for what the machine does besides may have ended."""
-LATE_S = 60.0
+LATE_S = 120.0
 """How long what remains may take to go. The kernel lets go of BPF objects and probes behind grace periods of RCU, in work
 that it puts off, some 0.1 s; the process that ktap's definitions have behind it closes their perf events one by one
 and then tries for up to 20 s to remove what is still in use (ktap.own_group); an emulated machine is far slower."""
@@ -78,6 +78,8 @@ class Killed(NamedTuple):
     """What has remained."""
     waited_s: float
     """Until nothing more remained, or LATE_S."""
+    late: frozenset[str]
+    """What was last to go."""
 
 
 class Refused(Exception):
@@ -201,17 +203,18 @@ class Rounds:
             self._before = self.listing()
         return self._before
 
-    def left(self, before: frozenset[str]) -> tuple[frozenset[str], float]:
-        """What remains in the end, and how long it took until that was all."""
+    def left(self, before: frozenset[str]) -> tuple[frozenset[str], float, frozenset[str]]:
+        """What remains in the end, how long it took until that was all, and what was last to go."""
         began_s = time.monotonic()
         after = self.listing()
-        left = after - before
+        left = late = after - before
         while left and time.monotonic() < began_s + LATE_S:
             time.sleep(0.05)
             after = self.listing()
+            late = left
             left &= after  # what others are just making or letting go of is nobody's for a moment
         self._before = after
-        return left, time.monotonic() - began_s
+        return left, time.monotonic() - began_s, late
 
     # -- runs ---------------------------------------------------------------------------------------
 
@@ -248,9 +251,9 @@ class Rounds:
             if fresh:
                 self.forget()
             hit, letting_go = self._hit(self.run(command), times, phase)
-            left, waited_s = self.left(before)
+            left, waited_s, late = self.left(before)
             if hit == phase or left:
-                return Killed(command, hit or "ended", fresh, tries, letting_go, left, waited_s)
+                return Killed(command, hit or "ended", fresh, tries, letting_go, left, waited_s, late)
             if hit is None or PHASES.index(hit) > PHASES.index(phase):
                 times = Times(*(SHRINKS * time_s for time_s in times))
         raise Refused(f"{command}\nwas not hit in the phase {phase} in {MOST_TRIES} tries: {measured}")
