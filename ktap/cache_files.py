@@ -20,9 +20,9 @@ TOUCH_S = 24 * 3600
 """An entry that is used counts as new again when its time is older than this."""
 STALE_S = 3600
 """A temporary file older than this was left behind by a ktap that was killed."""
-SCRIPT_SUFFIX, CODE_SUFFIX, EARLY_SUFFIX = ".kpc", ".code", ".early"
-SUFFIXES = (SCRIPT_SUFFIX, CODE_SUFFIX, EARLY_SUFFIX)
-"""How the names of entries end: of compiled scripts, of instructions, of what is attached early."""
+SCRIPT_SUFFIX, CODE_SUFFIX, EARLY_SUFFIX, TABLES_SUFFIX = ".kpc", ".code", ".early", ".json"
+SUFFIXES = (SCRIPT_SUFFIX, CODE_SUFFIX, EARLY_SUFFIX, TABLES_SUFFIX)
+"""How the names of entries end: of compiled scripts, instructions, what is attached early, the parser's tables."""
 
 
 def fetch(entry: str) -> bytes:

@@ -252,6 +252,19 @@ def test_a_full_disk(full_disk: None, directory: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
+def test_what_a_killed_run_has_half_written_goes_an_hour_later(directory: Path) -> None:
+    cache.keep(NAME, TEXT, PROGRAM)
+    half, young, tables = (directory / name for name in ("a.kpc.77.5eaf", "b.kpc.78.5eaf", "grammar.json"))
+    for path in (half, young, tables):
+        path.touch()
+    for path in (half, tables):
+        os.utime(path, (1_000_000, 1_000_000))
+    cache.keep(NAME, "other", compiled("other"))
+    assert not half.exists()
+    assert young.exists()
+    assert tables.exists()  # the parser's, where they cannot be kept beside the grammar
+
+
 def test_the_oldest_entries_go(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_files, "MAX_ENTRIES", 8)
     for number in range(8):
