@@ -223,6 +223,14 @@ class KernelFunctions:
         return self._traced
 
 
+class TracedFunctions(KernelFunctions):
+    """The same for who can also take the function tracer (ktap.function_tracer)."""
+
+    def can_be_probed(self) -> bool:
+        """Whether the kernel has any way to probe or to trace them."""
+        return super().can_be_probed() or bool(self._all_traced().places or self._all_traced().names)
+
+
 class Traced(NamedTuple):
     """What the function tracer can trace: places, in order, or else only names; neither where it does not say."""
 
@@ -298,3 +306,9 @@ def _read(path: str) -> bytes:
 def kernel_functions() -> KernelFunctions:
     """The running kernel's."""
     return KernelFunctions()
+
+
+@cache
+def traced_functions() -> KernelFunctions:
+    """The running kernel's, for who can also take the function tracer."""
+    return TracedFunctions()

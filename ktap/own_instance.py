@@ -1,7 +1,8 @@
 """A tracefs instance of ktap's own: its ring buffers, read raw, for events that perf cannot sample or lets go of slowly.
 
     instance = OwnInstance(root, group, cpus, size_bytes)
-    instance.enable([("sched", "sched_switch")])
+    instance.enable("sched", "sched_switch")
+    instance.trace("function", lines, None)
     instance.take()     # records of all processors, each with its time and processor
     instance.close()
 
@@ -16,9 +17,12 @@ import errno
 import os
 from contextlib import suppress
 from struct import Struct
-from typing import Dict, Iterator, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from vm.named_tuple import NamedTuple
+
+if TYPE_CHECKING:
+    from ktap.function_tracer import Line
 
 PAGE_HEADER = Struct("=QQ").unpack_from
 """The time of the first event, and the bytes that are written, with flags above."""
@@ -32,6 +36,7 @@ DELTA_BITS = 27
 UPPER_TIME = ~((1 << 59) - 1)
 """Bits of a time that a TIME_STAMP has no room for."""
 LARGEST_PAGE_BYTES = 1 << 17
+FILTER = "set_ftrace_filter"
 LOST = ("overrun", "dropped events")
 """What `stats` calls events that were lost."""
 
@@ -80,24 +85,22 @@ class OwnInstance:
 
     def __init__(self, root: str, name: str, cpus: Sequence[int], size_bytes: int) -> None:
         """Rings of `size_bytes` for each of `cpus`."""
-        self._path = os.path.join(root, "instances", name)
+        self.path = os.path.join(root, "instances", name)
+        self._cpus = cpus
         self._files: Dict[int, int] = {}
-        os.mkdir(self._path)
+        os.mkdir(self.path)
         try:
             self._write("trace_clock", "mono")
             self._write("options/overwrite", "0")
             self._write("tracing_on", "0")
             for cpu in cpus:
-                place = f"per_cpu/cpu{cpu}"
-                self._write(f"{place}/buffer_size_kb", str(max(4, size_bytes >> 10)))
-                path = os.path.join(self._path, place, "trace_pipe_raw")
-                self._files[cpu] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._write(f"per_cpu/cpu{cpu}/buffer_size_kb", str(max(4, size_bytes >> 10)))
         except OSError:
             self.close()
             raise
 
     def _write(self, name: str, text: str) -> None:
-        file = os.open(os.path.join(self._path, name), os.O_WRONLY | os.O_CLOEXEC)
+        file = os.open(os.path.join(self.path, name), os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(file, text.encode())
         finally:
@@ -109,8 +112,32 @@ class OwnInstance:
             self._write(f"events/{group}/{name}/filter", narrowing)
         self._write(f"events/{group}/{name}/enable", "1")
 
+    def trace(self, tracer: str, lines: Sequence[Line], left_out: Optional[int]) -> None:
+        """Have a tracer of functions write its records to the rings once tracing is on, but for a thread. Raises OSError.
+
+        Functions are told by number, for the kernel compares a name with all that it has. What it has understood is
+        read again: the numbers are others when a module has gone.
+        """
+        chosen = os.open(os.path.join(self.path, FILTER), os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC)
+        try:
+            for line in lines:
+                os.write(chosen, b"%d\n" % line.number)
+        finally:
+            os.close(chosen)
+        with open(os.path.join(self.path, FILTER)) as file:
+            understood = sorted(row.split(None, 1)[0] for row in file)
+        if understood != sorted(line.name for line in lines):
+            raise OSError(errno.EAGAIN, "functions of the kernel came or went meanwhile", tracer)
+        if left_out is not None:
+            with suppress(FileNotFoundError):  # Linux 5.7 has it; what comes all the same is left out behind the rings
+                self._write("set_ftrace_notrace_pid", str(left_out))
+        self._write("current_tracer", tracer)
+
     def start(self) -> None:
-        """Let events come."""
+        """Let events come. Raises OSError. No tracer can be chosen while somebody has the rings open."""
+        for cpu in self._cpus:
+            path = os.path.join(self.path, f"per_cpu/cpu{cpu}/trace_pipe_raw")
+            self._files[cpu] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         self._write("tracing_on", "1")
 
     def stop(self) -> None:
@@ -132,7 +159,7 @@ class OwnInstance:
         """Events that found no room, by processor."""
         found = []
         for cpu in self._files:
-            with open(os.path.join(self._path, f"per_cpu/cpu{cpu}/stats")) as file:
+            with open(os.path.join(self.path, f"per_cpu/cpu{cpu}/stats")) as file:
                 rows = dict(line.strip().split(": ") for line in file if ": " in line)
             found.append((cpu, sum(int(rows.get(name, 0)) for name in LOST)))
         return found
@@ -143,7 +170,7 @@ class OwnInstance:
             os.close(file)
         self._files = {}
         try:
-            os.rmdir(self._path)
+            os.rmdir(self.path)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EBUSY):  # the group's end tries again
                 raise

@@ -6,10 +6,10 @@ import os
 from typing import List
 
 from ktap import session
-from ktap.explain import NO_PRIVILEGE, heading, plural, row, vm_statements
+from ktap.explain import NO_PRIVILEGE, heading, row, vm_statements
 from ktap.options import Options
-from ktap.perf_source import DETACH_NS, PerfSource
-from ktap.perf_streams import Stream
+from ktap.perf_source import PerfSource
+from ktap.perf_streams import Stream, detach_ns
 from ktap.sources import machine_source
 from vm.diagnostic import Diagnostic, Refusal
 from vm.fault import Exit, Fault
@@ -63,9 +63,9 @@ def events_part(streams: List[Stream]) -> List[str]:
         lines.append(f"  {stream.label}: {stream.how}")
         if stream.filter:
             lines.append(f"      the kernel passes on: {shortened(stream.filter)}")
-    slow = len({stream.event_id for stream in streams if stream.event_id is not None})
-    if slow:
-        lines.append(f"  letting go of {plural(slow, 'tracepoint')} takes about {slow * DETACH_NS / 1e9:.1f} s")
+    slow_ns = detach_ns(streams)
+    if slow_ns:
+        lines.append(f"  letting go of these events takes about {slow_ns / 1e9:.1f} s")
     return lines
 
 

@@ -1,7 +1,8 @@
 """Perf events of places in code and of counters, as streams (see ktap.perf_streams).
 
 A place whose values are all in registers is an event of the kernel's uprobe or kprobe PMU, gone with its file
-descriptor. One whose values take memory is defined in ktap's own group, with the memory as fetch arguments.
+descriptor. One whose values take memory is defined in ktap's own group, with the memory as fetch arguments; so are
+many places together. Many functions of the kernel of which nothing is read are traced (ktap.function_tracer).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import errno
 import os
 import sys
 from functools import cache
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple
 
 from ktap import links, uprobes
 from ktap.calls import CALL_CONTEXTS, CALL_RETURN
@@ -40,6 +41,9 @@ from ktap.plan import Captured, Wanted
 from ktap.registers import MACHINES, WORD_BYTES
 from ktap.tasks import Tasks
 
+if TYPE_CHECKING:
+    from ktap.function_tracer import Records
+
 RETURNS = 1
 """Bit of the configuration of an event of these PMUs."""
 SEMAPHORE_SHIFT = 32
@@ -54,14 +58,15 @@ UNKNOWN_AT_RETURN = f"this kernel's definitions have no arguments of a call at i
 NUMBER = "number"
 """The argument of a definition that says which of its places it was."""
 
-Members = Sequence[Tuple[int, Captured]]
+Member = Tuple[int, Captured]
+Members = Sequence[Member]
 """Events with their numbers."""
 
 
 def place_streams(events: Members, tools: Tools) -> List[Stream]:
     """The streams of functions, returns, markers and counters. Raises OSError, and Inexpressible."""
     found: List[Stream] = []
-    groups: Dict[object, List[Tuple[int, Captured]]] = {}
+    groups: Dict[object, List[Member]] = {}
     for number, event in events:
         if event.wanted.context == COUNTER:
             found.append(counter_stream(number, event, tools))
@@ -69,7 +74,10 @@ def place_streams(events: Members, tools: Tools) -> List[Stream]:
             fetches = fetches_of(event, tools.machine)
             key = (event.wanted.context, tuple(fetches.arguments), event.kind.layout)
             groups.setdefault(key, []).append((number, event))
+    found += traced_streams(groups, tools)
     for members in groups.values():
+        if not members:
+            continue
         if fetches_of(members[0][1], tools.machine).arguments or len(by_place(members)) > FEW:
             found += defined_streams(by_place(members), tools)
         else:
@@ -77,13 +85,66 @@ def place_streams(events: Members, tools: Tools) -> List[Stream]:
     return found
 
 
+def traced_streams(groups: Dict[object, List[Member]], tools: Tools) -> List[Stream]:
+    """The streams of the function tracer; what it takes is taken out of the groups, where there are many functions in them."""
+    from ktap import function_tracer
+
+    asked = [members for members in groups.values() if function_tracer.takes(members[0][1])]
+    if links.probe_type() is not None:
+        asked = [members for members in asked if len(by_place(members)) > FEW]
+    tracers = tools.tracers() if asked else frozenset()
+    tracer = function_tracer.FUNCTION
+    if function_tracer.GRAPH in tracers:
+        tracer = function_tracer.GRAPH if any(is_return(members) for members in asked) else tracer
+    else:
+        asked = [members for members in asked if not is_return(members)]
+    if tracer not in tracers or not asked:
+        return []
+    found = function_tracer.records(tools.root, [one for members in asked for one in members], tracer, tools.bits)
+    taken = {number for records in found for number, _ in records.members}
+    for members in asked:
+        members[:] = [(number, event) for number, event in members if number not in taken]
+    return [_traced_stream(records, tracer, tools) for records in found]
+
+
+def _traced_stream(records: Records, tracer: str, tools: Tools) -> Stream:
+    members = records.members
+    how = f"the kernel's {tracer.replace('_', ' ')} tracer, read from an instance of tracefs"
+
+    def parts() -> Sequence[Stream]:
+        return defined_streams(by_place(members), tools)
+
+    return Stream(
+        label_of(by_place(members)),
+        records.attribute,
+        records.route,
+        how=how,
+        tracer=tracer,
+        lines=tuple(records.lines),
+        parts=parts,
+    )
+
+
+def is_return(members: Members) -> bool:
+    """Whether events of one kind are returns."""
+    return members[0][1].wanted.context in (USER_RETURN, CALL_RETURN)
+
+
+def label_of(places: Sequence[Members]) -> str:
+    """Places in a few words."""
+    label = places[0][0][1].wanted.label
+    return label if len(places) == 1 else f"{label} and {len(places) - 1} more"
+
+
 def by_place(members: Members) -> List[Members]:
     """The events of each place."""
-    found: Dict[object, List[Tuple[int, Captured]]] = {}
+    found: Dict[object, List[Member]] = {}
     for number, event in members:
         wanted = event.wanted
         called = wanted.called
-        place = wanted.spot._replace(starts=False) if wanted.spot is not None else called and (called[0], called[2])
+        place = (
+            wanted.spot._replace(starts=False) if wanted.spot is not None else called and called.address + called.offset
+        )
         found.setdefault(place, []).append((number, event))
     return list(found.values())
 
@@ -141,10 +202,10 @@ def _defined_stream(
     first = places[0][0][1]
     registers = Registers(tools.machine)
     attribute = attribute_of(first, registers, tools.machine)
-    label = first.wanted.label if len(places) == 1 else f"{first.wanted.label} and {len(places) - 1} more"
+    label, functions = label_of(places), len(places) if first.wanted.called is not None else 0
     how = f"a definition in ktap's own group, with perf events; it fetches {' '.join(fetches.arguments) or 'nothing'}"
     if event_format is None:
-        return Stream(label, attribute, lambda sample: (), how=how)
+        return Stream(label, attribute, lambda sample: (), how=how, functions=functions)
     cells = fetches.cells(event_format)
     makers = [
         tuple(
@@ -173,6 +234,7 @@ def _defined_stream(
         how=how,
         in_code=True,
         parts=parts if len(places) > 1 else None,
+        functions=functions,
     )
 
 
@@ -191,7 +253,7 @@ def fetches_of(event: Captured, machine: str) -> Fetches:
 def define(places: Sequence[Members], arguments: Sequence[str], group: OwnGroup) -> EventFormat:
     """Have the kernel know places as one event, each with its number; what its records have. Raises OSError."""
     wanted = places[0][0][1].wanted
-    head = "r" if wanted.context in (USER_RETURN, CALL_RETURN) else "p"
+    head = "r" if is_return(places[0]) else "p"
     opened: Dict[str, int] = {}  # names of files may have blanks
     try:
         lines = []
@@ -215,7 +277,7 @@ def place_text(wanted: Wanted, opened: Dict[str, int]) -> str:
         return f"/proc/self/fd/{opened[spot.path]}:{spot.offset:#x}{counter}"
     called = wanted.called
     assert called is not None
-    return called.symbol + (f"+{called.offset:#x}" if called.offset else "")
+    return f"{called.address + called.offset:#x}"  # several functions may have one name, which the kernel does not take then
 
 
 def format_of(group: OwnGroup, name: str) -> EventFormat:
@@ -235,8 +297,8 @@ def _device_event(wanted: Wanted, attribute: Attribute) -> Tuple[Attribute, byte
     else:
         called = wanted.called
         assert called is not None
-        text = called.symbol.encode()
-        config, device, behind = returns, _device("kprobe"), called.offset
+        text = b""  # several functions may have its name
+        config, device, behind = returns, _device("kprobe"), called.address + called.offset
     return attribute._replace(type=device, config=config, config2=behind), text
 
 

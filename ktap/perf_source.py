@@ -23,7 +23,6 @@ from ktap.layout import Values
 from ktap.needs import Needs, needs, symbols_of
 from ktap.open_files import allow_files
 from ktap.own_group import OwnGroup
-from ktap.own_instance import OwnInstance
 from ktap.perf_buffer import LOST, LOST_COUNT, SAMPLE
 from ktap.perf_demand import Here, check, unfit, with_parent
 from ktap.perf_event import (
@@ -46,14 +45,15 @@ from ktap.perf_event import (
     set_filter,
     share_ring,
 )
+from ktap.perf_instance import PerfInstance
 from ktap.perf_probes import REFUSED
 from ktap.perf_rings import Ring, map_largest, online, settled_ns, taken, unmap
-from ktap.perf_streams import Stream, Tools, streams
+from ktap.perf_streams import SLOW_NS, Stream, Tools, detach_ns, streams
 from ktap.perf_values import PARENT, layout_of, seen_by, who_of
 from ktap.plan import Captured, Wanted, captured, probes_of
 from ktap.resolve import Kernel, Resolver
 from ktap.settings import UNNAMED, Helpers, Options, buffer_bytes, power_of_two, refusal
-from ktap.tasks import GONE, Change, NewTask, Tasks, read_change
+from ktap.tasks import Change, NewTask, Tasks, read_change
 from ktap.tracefs import TracepointName
 from ktap.transport import TIME
 from vm.diagnostic import Refusal
@@ -64,9 +64,6 @@ from vm.program import Program
 TASK_RING_BYTES = 1 << 19
 LEAST_RING_BYTES = 1 << 15
 LONGEST_SLEEP_NS = 8_000_000
-DETACH_NS = 73_000_000
-"""What closing the last perf event of a tracepoint takes."""
-SLOW_DETACH = 20
 NEW_TASK = TracepointName("task", "task_newtask")
 """Tells which new processes have their maker's parent."""
 CLONE_PARENT = 0x8000
@@ -114,7 +111,7 @@ class PerfSource:
         """What PERF_RECORD_LOST told, by processor."""
         self._warned: Set[str] = set()
         self._group: Optional[OwnGroup] = None
-        self._instance: Optional[OwnInstance] = None
+        self._instance: Optional[PerfInstance] = None
         self._has_event_probes: Optional[bool] = None
         self._skipped: List[Tuple[str, OSError]] = []
         """Places that the kernel does not take."""
@@ -182,43 +179,47 @@ class PerfSource:
         self.bits = max(len(event.wanted.filters) for event in events)
         self._set_points()
         narrowing = f"common_pid != {self._own}" if self._initial else ""
+        cpus = online(self._options.cpu)
+        size = power_of_two(self._options.buffer_bytes or buffer_bytes(len(cpus)))
+        instance = self._instance = PerfInstance(self._kernel.tracefs().root, self._own_group, cpus, size)
         tools = Tools(
             self.bits,
             self._format,
             narrowing,
             self._kernel.machine,
+            self._kernel.tracefs().root,
             self._own_group,
             self._skip,
+            instance.tracers,
             self._options.attaching,
         )
         wanted = self.streams = streams(events, tools)
         if not self._options.attaching:
             return
-        cpus = online(self._options.cpu)
         allow_files((len(wanted) + 4) * (len(cpus) + 1))
         if self._helpers.spaces is not None:
             self._helpers.spaces.watch(self._options.pids)
         self._open_rings(cpus)
         self._tasks.snapshot(time.monotonic_ns())
-        self._open_instance([stream for stream in wanted if stream.traced is not None], cpus)
-        for stream in wanted:
-            if stream.traced is None:
-                self._open(stream)
+        traced, others = instance.open(wanted, bool(narrowing), self._skip)
+        for stream in traced:
+            self._streams.append(Opened(stream, [], reader(RAW, 0)))
+            self._opened[-stream.attribute.config] = self._streams[-1]
+        for stream in (*others, *(one for one in wanted if one.traced is None and not one.tracer)):
+            self._open(stream)
         if self._skipped and not self._streams:
             raise self._skipped[0][1]
         if self._skipped:
             label, error = self._skipped[0]
             self._say(f"{len(self._skipped)} events cannot be traced and are left out ({label}: {error.strerror})")
-        slow = len({stream.event_id for stream in wanted if stream.event_id is not None})
-        if slow >= SLOW_DETACH:
-            seconds = max(1, round(slow * DETACH_NS / 1e9))
-            self._say(f"{slow} tracepoints: the kernel will take about {seconds} s to let go of them")
+        slow_ns = detach_ns(opened.stream for opened in self._streams if opened.fds)
+        if slow_ns >= SLOW_NS:
+            self._say(f"the kernel will take about {round(slow_ns / 1e9)} s to let go of these events")
         self._look_for_programs()
         for opened in self._streams:
             for fd in opened.fds:
                 kernel.enable(fd)
-        if self._instance is not None:
-            self._instance.start()
+        instance.start()
 
     def _skip(self, label: str, error: OSError) -> None:
         self._skipped.append((label, error))
@@ -278,35 +279,14 @@ class PerfSource:
             share_ring(fd, ring.owner)
             kernel.enable(fd)
 
-    def _open_instance(self, wanted: Sequence[Stream], cpus: Sequence[int]) -> None:
-        """The instance for what perf does not sample, or lets go of slowly."""
-        if not wanted:
-            return
-        group = self._own_group()
-        group.guard()
-        size = power_of_two(self._options.buffer_bytes or buffer_bytes(len(cpus)))
-        try:
-            instance = self._instance = OwnInstance(self._kernel.tracefs().root, group.name, cpus, size)
-        except OSError:
-            if any(stream.plain is None for stream in wanted):
-                raise
-            for stream in wanted:  # slower to let go of, but the same
-                self._open(stream)
-            return
-        for stream in wanted:
-            assert stream.traced is not None
-            opened = Opened(stream, [], reader(RAW, 0))
-            try:
-                instance.enable(*stream.traced, stream.filter or "")
-            except OSError as error:
-                self._skip(stream.label, error)
-                continue
-            self._streams.append(opened)
-            self._opened[-stream.attribute.config] = opened
-
     def _open(self, stream: Stream) -> None:
         """A perf event on every processor, of all processes: one that is bound to a task and its children ends with
         the program of a setuid file, and before the task does (fs/exec.c, kernel/exit.c: perf_event_exit_task)."""
+        if stream.tracer:
+            assert stream.parts is not None
+            for part in stream.parts():
+                self._open(part)
+            return
         attribute = stream.attribute
         opened = Opened(stream, [], reader(attribute.sample, bin(attribute.registers).count("1")))
         self._streams.append(opened)
@@ -357,12 +337,7 @@ class PerfSource:
         for ring in self._rings:
             self._take_samples(ring)
         if self._instance is not None:
-            opened = self._opened
-            held += [
-                Sample(one.time_ns, -one.type, GONE, GONE, one.cpu, 0, 0, 0, b"", one.data, 0, b"", None)
-                for one in self._instance.take(horizon_ns)
-                if -one.type in opened
-            ]
+            held += self._instance.samples(horizon_ns)
         held.sort(key=TIME)
         end = len(held)
         while end and held[end - 1][0] > horizon_ns:
@@ -457,8 +432,7 @@ class PerfSource:
         if not counted:
             found += [Loss(FULL, f"processor {cpu}", count) for cpu, count in sorted(self._lost_records.items())]
         if self._instance is not None:
-            lost_by = [(cpu, lost) for cpu, lost in self._instance.losses() if lost]
-            found += [Loss(TRACE_FULL, f"processor {cpu}", count) for cpu, count in lost_by]
+            found += [Loss(TRACE_FULL, f"processor {cpu}", count) for cpu, count in self._instance.losses()]
         self._look_for_programs()
         if found and self._options.pids:
             self._say("what was lost may be of other processes, too: without BPF they are told apart behind the buffer")

@@ -7,7 +7,7 @@ filter, and again here.
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, FrozenSet, Iterable, List, Optional, Sequence, Tuple
 
 from ktap.capture import PROFILE, SYSCALL_ENTER, SYSCALL_EXIT, TRACEPOINT
 from ktap.captured import KERNEL_STACK, PLUMBING_FRAMES, USER_STACK
@@ -22,6 +22,9 @@ from ktap.plan import Captured
 from ktap.tracefs import TracepointName
 from vm.named_tuple import NamedTuple
 
+if TYPE_CHECKING:
+    from ktap.function_tracer import Line
+
 EXCLUDE_CHAIN_KERNEL, EXCLUDE_CHAIN_USER = 1 << 21, 1 << 22
 RAW_GROUP = "raw_syscalls"
 NUMBER_OFFSET = 8
@@ -33,6 +36,10 @@ MOST_FRAMES = 127
 FEW_TRACEPOINTS = 8
 """So many tracepoints are perf events, which the kernel lets go of one after the other, each in 73 ms."""
 TRACED = "read from an instance of tracefs"
+TRACEPOINT_NS, FUNCTION_NS = 73_000_000, 20_000_000
+"""What it takes the kernel to let go of the last perf event of a tracepoint, of a probe of a function."""
+SLOW_NS = 1_500_000_000
+"""So long is worth saying."""
 
 FormatOf = Callable[[TracepointName], EventFormat]
 
@@ -46,10 +53,14 @@ class Tools(NamedTuple):
     narrowing: str
     """A condition that every filter of a tracepoint has."""
     machine: str
+    root: str
+    """Of tracefs."""
     group: Callable[[], OwnGroup]
     """Where events are defined; asked for when the first is."""
     skip: Callable[[str, OSError], None]
     """Told of a place that the kernel does not take."""
+    tracers: Callable[[], FrozenSet[str]]
+    """The tracers of functions that ktap's own instance can be given (ktap.function_tracer)."""
     attaching: bool = True
 
 
@@ -77,8 +88,14 @@ class Stream(NamedTuple):
     """The tracepoint, where its samples have nothing but its record."""
     traced: Optional[TracepointName] = None
     """It comes through a tracefs instance, by this name."""
+    tracer: str = ""
+    """It comes from a tracer of functions, in an instance, by this name."""
+    lines: Tuple[Line, ...] = ()
+    """The functions that this is to trace."""
     parts: Optional[Callable[[], Sequence[Stream]]] = None
-    """The same in smaller pieces, of which the kernel may refuse fewer."""
+    """The same in smaller pieces, of which the kernel may refuse fewer; of a tracer's functions, as perf events."""
+    functions: int = 0
+    """How many probes of the kernel's functions it is, which are let go of one after the other."""
 
 
 def streams(events: Sequence[Captured], tools: Tools) -> List[Stream]:
@@ -105,6 +122,13 @@ def streams(events: Sequence[Captured], tools: Tools) -> List[Stream]:
 
         found += place_streams(places, tools)
     return _without_delay(found)
+
+
+def detach_ns(wanted: Iterable[Stream]) -> int:
+    """How long it takes the kernel, about, to let go of streams."""
+    found = list(wanted)
+    slow = len({stream.event_id for stream in found if stream.event_id is not None})
+    return slow * TRACEPOINT_NS + sum(stream.functions for stream in found) * FUNCTION_NS
 
 
 def _without_delay(found: List[Stream]) -> List[Stream]:

@@ -11,6 +11,7 @@ from ktap.btf import kernel_types
 from ktap.demand import Demand
 from ktap.event_format import EventFormat
 from ktap.fetched import GROUP, format_source_of
+from ktap.functions import traced_functions
 from ktap.kernel import online_cpus
 from ktap.objects import Keep
 from ktap.options import Options, refuse
@@ -71,7 +72,8 @@ def machine_source(
         return live_source(machine, options, child, say, attaching=attaching)
     from ktap.perf_source import PerfSource
 
-    return PerfSource(machine.program, *_parts(machine, options, child, attaching=attaching), say)
+    chosen, helpers, where = _parts(machine, options, child, attaching=attaching)
+    return PerfSource(machine.program, chosen, helpers, where._replace(functions=traced_functions), say)
 
 
 def _parts(

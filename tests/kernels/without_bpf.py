@@ -14,7 +14,10 @@ import pytest
 from tracing import EVENTS, python, trace
 
 from ktap import links
+from ktap.functions import kernel_functions
 from ktap.own_group import definitions, group_of
+from ktap.perf_source import TRACE_FULL, PerfSource
+from vm.limits import Limits
 
 pytestmark = [
     pytest.mark.live,
@@ -46,6 +49,11 @@ SCRIPTS = {
     trace probe:vfs_[rw]* { n[probename] += 1 }
     trace_end { print(n["vfs_write"] >= 100, n["vfs_read"] >= 100, n["vfs_rename"]) }
     """,
+    "returns of globs": """
+    trace probe:vfs_[rw]*%return { n[probename, pid == tid, execname] += 1 }
+    trace probe:vfs_[rw]* { m[probename] += 1 }
+    trace_end { for (k, own, name, v in sort_pairs(n)) { if (k == "vfs_read" || k == "vfs_write") { print(k, own, name, v, m[k]) } } }
+    """,
     "fetch arguments": """
     trace probe:do_sys_openat2 dfd=%di:s32 filename=+0(%si):ustring low=%di:b4@0/32 first=+u0(%si):u16[2]
         /filename ~ "/etc/[hp]*" || filename ~ "/no*"/ {
@@ -71,6 +79,50 @@ def test_the_same_as_with_bpf(name: str) -> None:
         assert not traced.losses and not traced.faults
     assert with_bpf.lines
     assert without.lines == with_bpf.lines
+
+
+WIDE = "probe:[v-x]*_*"
+"""A thousand functions and some."""
+
+
+def test_a_thousand_functions_by_one_glob() -> None:
+    """They cost a list of functions in an instance, not a probe each; every call is counted."""
+    some = ("write_null", "vfs_open", "vfs_write")
+    probes, shown = ", ".join(f"probe:{name}" for name in some), " || ".join(f'k == "{name}"' for name in some)
+    script = f"""
+    trace EVENTS {{ n[probename, execname] += 1 }}
+    trace_end {{ for (k, name, v in sort_pairs(n)) {{ if ({shown}) {{ print(k, name, v) }} }} }}
+    """
+    limits = Limits()._replace(probes=30_000)
+    with_bpf = trace(script.replace("EVENTS", probes), python(WORK))
+    started = time.monotonic()
+    without = trace(script.replace("EVENTS", WIDE), python(WORK), tier=EVENTS, limits=limits, buffer_bytes=1 << 24)
+    assert isinstance(without.source, PerfSource)
+    (stream,) = without.source.streams
+    print(f"{len(stream.lines)} functions, {time.monotonic() - started:.1f} s in all")
+    assert stream.tracer == "function" and len(stream.lines) > 1_000
+    assert not without.losses and not without.faults and not without.notices
+    assert [line for line in with_bpf.lines if line.startswith("write_null")] == [f"write_null\tpython3\t{CALLS}"]
+    assert without.lines == with_bpf.lines
+    assert group_of(os.getpid()) not in os.listdir("/sys/kernel/tracing/instances")
+
+
+def test_functions_that_find_no_room_are_counted() -> None:
+    script = "var n = 0 trace probe:[u-w]*_* { n += 1 } trace_end { print(n > 0) }"
+    traced = trace(script, python(WORK * 20), tier=EVENTS, limits=Limits()._replace(probes=30_000), buffer_bytes=4096)
+    assert traced.lines == ["true"]
+    assert traced.lost() > 0 and {loss.what for loss in traced.losses} == {TRACE_FULL}
+
+
+def test_all_functions_of_one_name_are_probed() -> None:
+    """By their addresses: the kernel takes no name that several functions have."""
+    functions = kernel_functions().addresses(["name_show"])["name_show"]
+    assert len(functions) > 1
+    script = "trace probe:name_show { n[arg1] += 1 } trace_end { }"
+    traced = trace(script, python("pass"), tier=EVENTS)
+    assert isinstance(traced.source, PerfSource)
+    assert len(traced.source.events) == len(functions)
+    assert not any("left out" in notice for notice in traced.notices)
 
 
 EVENT_PROBES = {

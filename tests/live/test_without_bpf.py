@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, Ktap
 from tracing import SPIN, Traced, python, trace
 
-from ktap import perf_source
+from ktap import perf_instance
 from ktap.backends import why_no_bpf
 from vm.diagnostic import Refusal
 
@@ -280,7 +280,7 @@ def test_without_an_instance_they_are_perf_events(monkeypatch: pytest.MonkeyPatc
     def refuse(*arguments: object) -> None:
         raise PermissionError(13, "no instances here")
 
-    monkeypatch.setattr(perf_source, "OwnInstance", refuse)
+    monkeypatch.setattr(perf_instance, "OwnInstance", refuse)
     script = f"""
     trace {MANY} {{ n[probename, execname] += 1 }}
     trace_end {{ print(n["sched_process_fork", "{PYTHON}"], n["task_newtask", "{PYTHON}"], n["sched_process_exec", "cat"]) }}
