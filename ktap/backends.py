@@ -50,6 +50,4 @@ def chosen(options: Options, say: Callable[[str], None]) -> str:
             raise refuse("--tier kernel takes BPF, which --backend perf does without", "leave one of them out")
         if options.buffer == "ring":
             raise refuse("--buffer ring takes BPF, which --backend perf does without", "leave one of them out")
-        if options.record is not None:
-            raise refuse("--record takes BPF, which --backend perf does without", "leave one of them out")
     return backend

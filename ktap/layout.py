@@ -23,6 +23,11 @@ LENGTH = "i"
 
 Values = Tuple[object, ...]
 
+KNOWN = "known"
+"""Last slot of some recorded layouts: a bit for every slot of LACKING, in their order, that has a value; others are None."""
+LACKING = frozenset({"pid_tgid", "comm", "ppid", "cgroup"})
+"""Slots of fixed size whose value may not be known, where no program of the kernel's made the record."""
+
 
 class Slot(NamedTuple):
     """One captured value: its name, the struct letters of its item in the fixed part, and its size.
@@ -55,6 +60,15 @@ class Layout(NamedTuple):
     """The slots of one kind of record, in order: those of 8-byte multiples first, so that stores are aligned."""
 
     slots: Tuple[Slot, ...]
+
+    def recorded(self) -> Layout:
+        """The same with a slot that tells what is not known."""
+        return Layout((*self.slots, integer(KNOWN, "Q")))
+
+    @property
+    def lacking(self) -> Tuple[int, ...]:
+        """Where in the decoded tuple values are that may not be known."""
+        return tuple(3 + index for index, slot in enumerate(self.slots) if slot.name in LACKING and not slot.varies)
 
     @property
     def letters(self) -> str:
@@ -104,6 +118,23 @@ Decoder = Callable[[memoryview, int], Values]
 
 def decoder(layout: Layout) -> Decoder:
     """A function that reads one record of a layout."""
+    known, lacking = layout.item(KNOWN), layout.lacking
+    if known is None:
+        return _whole(layout)
+    read = _whole(layout)
+
+    def decode(buffer: memoryview, offset: int) -> Values:
+        values = list(read(buffer, offset))
+        bits: int = values[known]  # type: ignore[assignment]  # the layout says Q
+        for bit, place in enumerate(lacking):
+            if not bits >> bit & 1:
+                values[place] = None
+        return tuple(values)
+
+    return decode
+
+
+def _whole(layout: Layout) -> Decoder:
     fixed_part = Struct("=" + layout.letters)
     unpack = fixed_part.unpack_from
     if not layout.varies:

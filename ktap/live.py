@@ -57,6 +57,9 @@ MISSED_RETURNS = "more calls were running than the kernel keeps, or it was in a 
 class LiveSource:
     """See vm.event.Source."""
 
+    knows_all = True
+    """See ktap.recorder.Live."""
+
     def __init__(
         self,
         program: Program,

@@ -73,6 +73,11 @@ def with_parent(wanted: Wanted, demands: Mapping[int, Demand]) -> Wanted:
     return wanted._replace(demand=joined)
 
 
+def also(event: str, wanted: Demand) -> Demand:
+    """What a recording wants of an event beside, without what takes BPF: the text of a watchpoint has the value there."""
+    return wanted._replace(variables=wanted.variables - {"argstr"}) if event.startswith("watch:") else wanted
+
+
 class Here(NamedTuple):
     """What this kernel can do."""
 

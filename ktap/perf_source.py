@@ -24,7 +24,7 @@ from ktap.needs import Needs, needs, symbols_of
 from ktap.open_files import allow_files
 from ktap.own_group import OwnGroup
 from ktap.perf_buffer import LOST, LOST_COUNT, SAMPLE
-from ktap.perf_demand import Here, check, unfit, with_parent
+from ktap.perf_demand import Here, also, check, unfit, with_parent
 from ktap.perf_event import (
     COMM_RECORDS,
     DUMMY,
@@ -84,6 +84,8 @@ class PerfSource:
 
     lowering = None
     """No handler runs in the kernel."""
+    knows_all = False
+    """See ktap.recorder.Live."""
 
     def __init__(self, program: Program, options: Options, helpers: Helpers, where: Kernel, say: Say) -> None:
         self._program = program
@@ -127,7 +129,8 @@ class PerfSource:
         """See vm.event.Source.attach. Raises Refusal."""
         asked = self._needs(probes)
         demands = {
-            index: asked.of_function[probe.function].joined(self._options.also) for index, probe in enumerate(probes)
+            index: asked.of_function[probe.function].joined(also(probe.event, self._options.also))
+            for index, probe in enumerate(probes)
         }
         checked = check(self._program, probes, demands, asked.places)
         problems = [*asked.diagnostics, *checked.problems]

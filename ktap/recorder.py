@@ -15,7 +15,7 @@ from typing import Callable, Dict, List, Optional, Protocol, Sequence, Set, Tupl
 from ktap.captured import KERNEL_STACK, RECORD, USER_STACK
 from ktap.chunks import MOST_BYTES, ChunkWriter
 from ktap.event_format import EventFormat
-from ktap.layout import Layout, Values
+from ktap.layout import KNOWN, Layout, Values
 from ktap.plain import to_plain
 from ktap.plan import MOST_FILTERS, Captured
 from ktap.pointer_format import KernelNames
@@ -184,7 +184,28 @@ class RecordingTypes:
 
 
 def encoder(layout: Layout) -> Callable[[Values], bytes]:
-    """A function that gives the bytes of a record as its layout has them: the inverse of ktap.layout.decoder."""
+    """A function that gives the bytes of a record as its layout has them: the inverse of ktap.layout.decoder.
+
+    The item of KNOWN is made here.
+    """
+    encode, lacking = _whole_encoder(layout), layout.lacking
+    if layout.item(KNOWN) is None:
+        return encode
+    blanks = [b"" if layout.slots[place - 3].letters.endswith("s") else 0 for place in lacking]
+
+    def encode_known(values: Values) -> bytes:
+        items, known = list(values), 0
+        for bit, (place, blank) in enumerate(zip(lacking, blanks)):
+            if items[place] is None:
+                items[place] = blank
+            else:
+                known |= 1 << bit
+        return encode((*items, known))
+
+    return encode_known
+
+
+def _whole_encoder(layout: Layout) -> Callable[[Values], bytes]:
     pack = Struct("=" + layout.letters).pack
     places = [3 + index for index, slot in enumerate(layout.slots) if slot.varies]
     if not places:
@@ -209,9 +230,11 @@ def encoder(layout: Layout) -> Callable[[Values], bytes]:
 class Track:
     """How the records of one event are written, and what has to be asked about each."""
 
-    def __init__(self, captured: Captured, recorder: Recorder, show: Optional[Callable[[bytes], bytes]]) -> None:
-        """`show` is given where the event's text asks for names."""
-        self.encode = encoder(captured.kind.layout)
+    def __init__(
+        self, captured: Captured, layout: Layout, recorder: Recorder, show: Optional[Callable[[bytes], bytes]]
+    ) -> None:
+        """`layout` is the recorded one; `show` is given where the event's text asks for names."""
+        self.encode = encoder(layout)
         item = captured.kind.layout.item
         self._kernel, self._user, self._pair = item(KERNEL_STACK), item(USER_STACK), item("pid_tgid")
         self._record = item(RECORD)
@@ -226,7 +249,7 @@ class Track:
             if not answers.knows("kernel", str(frame)):
                 host.kernel_symbol(frame)
                 caller_symbol(host.kernel_symbol, frame)
-        if self._user is not None and self._pair is not None:
+        if self._user is not None and self._pair is not None and values[self._pair] is not None:
             pid = int(values[self._pair]) >> 32  # type: ignore[call-overload]  # the layout says Q
             for frame in _frames(values, self._user):
                 if not answers.knows("user", f"{pid}:{frame}"):
@@ -340,7 +363,11 @@ class Recorder:
 
 
 class Live(Source, Protocol):
-    """A source that tells what it has attached (ktap.live.LiveSource)."""
+    """A source that tells what it has attached (ktap.live.LiveSource, ktap.perf_source.PerfSource)."""
+
+    @property
+    def knows_all(self) -> bool:
+        """Whether no value of fixed size in its records is ever None."""
 
     @property
     def events(self) -> Sequence[Captured]:
@@ -380,8 +407,9 @@ class RecordingSource:
             if event.kind.format is not None:
                 text = event_text(event.kind.format, self._names, release)
                 show = text.show if text.asks_names else None
-            recorded.append(_recorded(event, self._format_source))
-            tracks.append(Track(event, self._recorder, show))
+            layout = event.kind.layout if self._live.knows_all else event.kind.layout.recorded()
+            recorded.append(_recorded(event, layout, self._format_source))
+            tracks.append(Track(event, layout, self._recorder, show))
         header = Header(
             VERSION,
             sys.byteorder,
@@ -450,7 +478,7 @@ class RecordingSource:
         self._recorder.close()
 
 
-def _recorded(event: Captured, format_source: Callable[[EventFormat], str]) -> RecordedEvent:
+def _recorded(event: Captured, layout: Layout, format_source: Callable[[EventFormat], str]) -> RecordedEvent:
     wanted, kind = event.wanted, event.kind
     return RecordedEvent(
         wanted.context,
@@ -459,7 +487,7 @@ def _recorded(event: Captured, format_source: Callable[[EventFormat], str]) -> R
         wanted.number,
         kind.format.group if kind.format is not None else "",
         format_source(kind.format) if kind.format is not None else "",
-        kind.layout,
+        layout,
         kind.reads,
         kind.arguments,
         kind.symbols,

@@ -9,7 +9,8 @@ A recording is a file of chunks (ktap.chunks):
            pointers, enumerators), each before the first record that needs it
 `type`     `Types`: the kernel's C types that the script asked for
 `recs`     records, in order of time, laid out as ktap.layout has them; a record's point is
-           the event's index << bits, and the filters that held
+           the event's index << bits, and the filters that held. Without BPF not all is known
+           of every event: ktap.layout.KNOWN
 `endo`     `End`: when tracing ended and what was lost; missing where the run was killed
 =========  ==============================================================================
 
@@ -37,6 +38,8 @@ ADDRESS_MASK = (1 << 64) - 1
 CONTEXT = ("pid", "tid", "uid", "gid", "execname", "cgroup", "arg0", "argstr")
 """What is captured of every event whether the script reads it or not; `TYPED` where the kernel has BTF."""
 TYPED = ("ppid",)
+SAMPLED = ("pid", "tid", "ppid", "execname", "arg0", "argstr")
+"""The same where events are perf samples: a cgroup would take a perf event for each."""
 
 
 class Header(NamedTuple):
@@ -103,3 +106,8 @@ def everything(typed: bool) -> Demand:
     if not typed:
         return Demand(variables=frozenset(CONTEXT))
     return Demand(variables=frozenset(CONTEXT + TYPED), states=frozenset({"in_iowait"}))
+
+
+def sampled() -> Demand:
+    """The same of perf samples."""
+    return Demand(variables=frozenset(SAMPLED))

@@ -20,7 +20,7 @@ from ktap.captured import ARGUMENTS, MEMBER, READ, RECORD, Kind, make_event
 from ktap.chunks import ChunkReader, NoRecording
 from ktap.demand import Demand
 from ktap.event_format import EventFormat, parse_format
-from ktap.layout import LENGTH, Decoder, Layout, Values, decoder
+from ktap.layout import KNOWN, LENGTH, Decoder, Layout, Values, decoder
 from ktap.plain import Malformed, from_plain
 from ktap.print_format import event_text
 from vm import c_types
@@ -188,6 +188,7 @@ def _check_layout(layout: Layout) -> None:
         known = slot.letters in SIZES and SIZES[slot.letters] == slot.size_bytes and not slot.varies
         fixed = slot.letters == f"{slot.size_bytes}s" and not slot.varies
         varying = slot.letters == LENGTH and slot.varies
+        known = known and (slot.name != KNOWN or slot.letters == "Q")
         if not (known or fixed or varying) or not 0 <= slot.size_bytes <= MOST_SLOT_BYTES:
             raise Malformed(f"the layout of {slot.name}")
 
@@ -410,7 +411,7 @@ class ReplaySource:
             if following > len(data):
                 raise Malformed("a record is cut off")
             values = track.decode(view, at)
-            if any([values[place] >> 63 for place in track.signed]):  # type: ignore[operator]  # integers by the layout
+            if any([(values[place] or 0) >> 63 for place in track.signed]):  # type: ignore[operator]  # integers by the layout
                 raise Malformed("a number that no integer holds")
             at = following
             if track.record is not None:

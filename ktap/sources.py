@@ -70,9 +70,21 @@ def machine_source(
     check_scope(options)
     if backends.chosen(options, say) == backends.BPF:
         return live_source(machine, options, child, say, attaching=attaching)
+    return perf_source(machine, options, child, say, attaching=attaching)
+
+
+def perf_source(
+    machine: Machine,
+    options: Options,
+    child: Optional[int],
+    say: Callable[[str], None],
+    also: Optional[Demand] = None,
+    attaching: bool = True,
+) -> PerfSource:
+    """This machine, without BPF; arguments as of live_source. Raises Refusal."""
     from ktap.perf_source import PerfSource
 
-    chosen, helpers, where = _parts(machine, options, child, attaching=attaching)
+    chosen, helpers, where = _parts(machine, options, child, also, attaching)
     return PerfSource(machine.program, chosen, helpers, where._replace(functions=traced_functions), say)
 
 
@@ -160,12 +172,15 @@ def recording_source(
     """This machine, what happens being kept in a file. Raises Refusal."""
     from ktap import backends
     from ktap.recorder import RecordingHost, RecordingSource
-    from ktap.recording import everything
+    from ktap.recording import everything, sampled
 
-    backends.chosen(options, say)
     host = machine.host
     assert isinstance(host, RecordingHost)
-    source = live_source(machine, options, child, say, everything(kernel_types() is not None))
+    source: Union[LiveSource, PerfSource]
+    if backends.chosen(options, say) == backends.BPF:
+        source = live_source(machine, options, child, say, everything(kernel_types() is not None))
+    else:
+        source = perf_source(machine, options, child, say, sampled())
 
     def format_source(event: EventFormat) -> str:
         if event.group == GROUP:

@@ -32,6 +32,8 @@ from vm.run import Run, RunOptions
 class Live(SyntheticSource):
     """Invented events, with what a recorder asks of a live source: everything is captured."""
 
+    knows_all = True
+
     def attach(self, probes: Sequence[Probe]) -> None:
         with patch("synthetic.needs", needs_everything):
             super().attach(probes)

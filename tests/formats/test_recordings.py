@@ -392,6 +392,15 @@ def test_records_are_written_as_they_are_laid_out() -> None:
     assert decoder(plain)(memoryview(encoder(plain)((1, 2, 3, 4))), 0) == (1, 2, 3, 4)
 
 
+def test_what_is_not_known_of_a_record_is_not_known_when_it_is_read() -> None:
+    slots = (integer("pid_tgid", "Q"), fixed("comm", 16), integer("in_interrupt", "I"), integer("ppid", "Q"))
+    layout = Layout((*slots, variable("a", 100))).recorded()
+    name = b"name".ljust(16, b"\0")
+    for known in ((7, name, 1, 9), (None, None, 0, None), (7, None, 0, 0), (None, name, 1, None)):
+        values = (5, 6, 7, *known, b"text")
+        assert decoder(layout)(memoryview(encoder(layout)(values)), 0)[:-1] == values
+
+
 @pytest.mark.parametrize("value", [Loss("what", "where", 3), Argument("name", from_plain(type(None), None))])
 def test_plain_data(value: object) -> None:
     if isinstance(value, Loss):

@@ -356,7 +356,7 @@ def test_with_bpf_nothing_is_said(ktap: Ktap) -> None:
     assert (done.stdout, done.stderr) == ("300\n", "")
 
 
-@pytest.mark.parametrize("option", [("--tier", "kernel"), ("--buffer", "ring"), ("--record", "events")])
+@pytest.mark.parametrize("option", [("--tier", "kernel"), ("--buffer", "ring")])
 def test_what_does_not_go_together(ktap: Ktap, option: tuple[str, str]) -> None:
     done = ktap("--backend", "perf", *option, "-e", SHORT, status=2)
     assert f"{option[0]}" in done.stderr and "takes BPF" in done.stderr
@@ -457,3 +457,36 @@ def test_programs_of_others_keep_no_event_from_it() -> None:
     finally:
         other.terminate()
         other.wait()
+
+
+RECORDED = """
+n = 0
+trace syscalls:sys_enter_getppid { n += 1 }
+trace syscalls:* { s[probename] += 1 }
+trace sched:sched_process_exec, sched:sched_process_fork { print(cpu, pid, ppid, uid, cgroup, argstr) }
+trace sched:sched_process_exit { print(stack(3), execname, ppid) }
+profile-100hz { s["timer"] += 1 }
+trace_end { print(n, num_cpus(), kernel_v(), arch()) for (k, v in sort_pairs(s)) { print(k, v) } }
+"""
+ORPHAN = """
+import os, time
+for _ in range(300): os.getppid()
+if os.fork() == 0:
+    if os.fork() == 0:
+        time.sleep(0.2)
+        os._exit(0)
+    os._exit(0)
+os.wait()
+time.sleep(0.3)
+"""
+
+
+def test_a_recording_gives_the_same_output_again(ktap: Ktap, tmp_path: Path) -> None:
+    """What is not known of an event (the parent of an orphan) is not known in the replay."""
+    file = str(tmp_path / "recording")
+    live = ktap("-q", "--backend", "perf", "--record", file, "-e", RECORDED, "--", *python(ORPHAN)).stdout
+    assert "300\t" in live and f"\t{PYTHON}\tnil\n" in live
+    for _ in range(2):
+        assert ktap("--replay", file, "-e", RECORDED).stdout == live
+    other = "n = 0 trace syscalls:sys_enter_getppid /execname == 'nobody'/ { n += 1 } trace_end { print(n, uid) }"
+    assert ktap("--replay", file, "-e", other).stdout.startswith("0\t")

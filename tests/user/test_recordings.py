@@ -19,9 +19,10 @@ trace perf:minor-faults {{ n["faults"] += 1 }}
 
 
 @pytest.mark.live
-def test_the_same_again(work: Path, ktap: Ktap, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["bpf", "perf"])
+def test_the_same_again(work: Path, ktap: Ktap, tmp_path: Path, backend: str) -> None:
     script, recording = SCRIPT.format(work), str(tmp_path / "recording")
-    live = ktap("-q", "--record", recording, "-e", script, "--", str(work), "3").stdout
+    live = ktap("-q", "--backend", backend, "--record", recording, "-e", script, "--", str(work), "3").stdout
     assert len(live.splitlines()) == 2 + 3 + 6
     assert ktap("-q", "--replay", recording, "-e", script).stdout == live
 
