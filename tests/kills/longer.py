@@ -52,8 +52,7 @@ def main() -> int:
     found: list[Killed] = []
     with tempfile.TemporaryDirectory(prefix="ktap-kills-") as directory, Rounds(Path(directory), asked.seed) as rounds:
         while counted(found) < asked.rounds:
-            command = rounds.draw(BACKENDS[len(found) // len(PHASES) % len(BACKENDS)])
-            measured = rounds.measure(command)
+            command, measured = rounds.drawn(BACKENDS[len(found) // len(PHASES) % len(BACKENDS)])
             for phase in PHASES:
                 if counted(found) < asked.rounds:
                     found.append(rounds.kill(command, measured, phase))

@@ -1,9 +1,8 @@
 """Kills ktap with SIGKILL in the phase that is wanted, and tells what remains of it.
 
     with Rounds(directory, seed) as rounds:
-        command = rounds.draw("bpf")
-        times = rounds.measure(command)
-        killed = rounds.kill(command, times, ATTACH)
+        command, measured = rounds.drawn("bpf")
+        killed = rounds.kill(command, measured, ATTACH)
 
 The moment is drawn within the phase as a whole run of the same command line has shown it to last. Which phase it really
 hit is told from outside: what ktap held just before (see listing.held), what it had said by its end, whether it had
@@ -21,6 +20,7 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Optional, Sequence
 
@@ -30,6 +30,8 @@ from tests.kills.listing import Family, Target, address_in, held, listing
 START, ATTACH, RUN, DETACH = PHASES = ("start", "attach", "run", "detach")
 """Until it holds something in the kernel; until it says that it traces; until it is told to end; until it has ended."""
 SAYS = b"Tracing..."
+STAYS = " stays in the VM: "
+"""What ktap says of a handler that `--tier kernel` does not allow."""
 LOOK_S = 0.0005
 RUNS_S = 0.3
 """So long a run may last before it is killed or told to end."""
@@ -84,6 +86,10 @@ class Killed(NamedTuple):
 
 class Refused(Exception):
     """A drawn command line does not do what it is meant to do."""
+
+
+class NotInTheKernel(Refused):
+    """It has `--tier kernel`, and a handler that has to stay in the VM."""
 
 
 class Run:
@@ -153,6 +159,13 @@ class Rounds:
 
     def draw(self, backend: str) -> Command:
         return draw(self.random, self.program, self._probed.pid, backend)
+
+    def drawn(self, backend: str) -> tuple[Command, Measured]:
+        """A command line that this machine takes, and how long it took. Raises Refused."""
+        while True:
+            command = self.draw(backend)
+            with suppress(NotInTheKernel):
+                return command, self.measure(command)
 
     def environment(self) -> dict[str, str]:
         return {
@@ -239,7 +252,9 @@ class Rounds:
             run.process.send_signal(signal.SIGINT)
         status = run.process.wait(LONGEST_START_S)
         if status or not run.traces():
-            raise Refused(f"{command}\nstatus {status}: {run.said.read_text()}\n{command.words}")
+            said = run.said.read_text()
+            kind = NotInTheKernel if command.tier == "kernel" and STAYS in said else Refused
+            raise kind(f"{command}\nstatus {status}: {said}\n{command.words}")
         return Times(holds_s - run.began_s, traces_s - holds_s, time.monotonic() - told_s)
 
     def kill(self, command: Command, measured: Measured, phase: str) -> Killed:
