@@ -78,11 +78,19 @@ def place_streams(events: Members, tools: Tools) -> List[Stream]:
     for members in groups.values():
         if not members:
             continue
-        if fetches_of(members[0][1], tools.machine).arguments or len(by_place(members)) > FEW:
-            found += defined_streams(by_place(members), tools)
+        places = by_place(members)
+        if fetches_of(members[0][1], tools.machine).arguments or len(places) > FEW:
+            for part in apart(places):
+                found += defined_streams(part, tools)
         else:
             found += [device_stream(number, event, tools) for number, event in members]
     return found
+
+
+def apart(places: Sequence[Members]) -> Sequence[Sequence[Members]]:
+    """Places in parts for the kernel to take."""
+    spots = [spot for place in places if (spot := place[0][1].wanted.spot) is not None]
+    return uprobes.apart(places, spots) if spots else [places]
 
 
 def traced_streams(groups: Dict[object, List[Member]], tools: Tools) -> List[Stream]:

@@ -11,8 +11,9 @@ import ctypes
 import errno
 import os
 import struct
+from contextlib import suppress
 from functools import cache
-from typing import List, Mapping, Sequence, Tuple
+from typing import Dict, List, Mapping, Sequence, Tuple, TypeVar
 
 from ktap import kernel
 from ktap.keeper import Call, Keeper
@@ -29,6 +30,14 @@ PMU = "/sys/bus/event_source/devices/uprobe"
 SEMAPHORE_SHIFT = 32
 REFUSED = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP, errno.EEXIST, errno.EIO, kernel.ENOTSUPP)
 """What it says of one place; anything else is about all of them."""
+DOUBTFUL = frozenset(
+    (
+        *(0xF0, 0x26, 0x2E, 0x36, 0x3E, 0xC4, 0xC5),
+        *(0x6C, 0x6D, 0x6E, 0x6F, 0xCC, 0xE4, 0xE5, 0xE6, 0xE7, 0xEC, 0xED, 0xEE, 0xEF, 0xF1, 0xF4, 0xFA, 0xFB),
+    )
+)
+"""First bytes of instructions of x86-64 that the kernel may not probe (arch/x86/kernel/uprobes.c): prefixes, of vectors
+too, and what only the kernel may do or what stops the program."""
 
 
 class Place(NamedTuple):
@@ -68,7 +77,8 @@ def attach(keeper: Keeper, program: int, places: Sequence[Place], returns: bool)
     found = Attached([], [])
     try:
         if has_multi():
-            _attach_multi(keeper, program, places, returns, found)
+            for part in apart(places, [place.spot for place in places]):
+                _attach_multi(keeper, program, part, returns, found)
         else:
             _attach_each(keeper, program, places, returns, found)
     except OSError:
@@ -76,6 +86,31 @@ def attach(keeper: Keeper, program: int, places: Sequence[Place], returns: bool)
             os.close(fd)
         raise
     return found
+
+
+T = TypeVar("T")
+
+
+def apart(places: Sequence[T], spots: Sequence[Spot]) -> List[Sequence[T]]:
+    """Places in parts for the kernel to take: those that it may refuse each alone, for it refuses a part as a whole, and
+    takes its time to undo what it has done of it."""
+    doubtful = [one in DOUBTFUL for one in _first_bytes(spots)]
+    others = [place for place, alone in zip(places, doubtful) if not alone]
+    singles: List[Sequence[T]] = [[place] for place, alone in zip(places, doubtful) if alone]
+    return [others, *singles] if others else singles
+
+
+def _first_bytes(spots: Sequence[Spot]) -> List[int]:
+    """The first byte of each place, 0 where nothing is known of it."""
+    if os.uname().machine != "x86_64":
+        return [0] * len(spots)
+    found: Dict[Spot, int] = {}
+    for path in {spot.path for spot in spots}:
+        with suppress(OSError), open(path, "rb") as file:
+            found.update(
+                {one: (os.pread(file.fileno(), 1, one.offset) or b"\0")[0] for one in spots if one.path == path}
+            )
+    return [found.get(spot, 0) for spot in spots]
 
 
 def _attach_multi(keeper: Keeper, program: int, places: Sequence[Place], returns: bool, found: Attached) -> None:

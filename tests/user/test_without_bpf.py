@@ -16,7 +16,9 @@ from tracing import EVENTS, Traced, python, trace
 
 from ktap.libraries import find_file
 from ktap.own_group import GROUP, OwnGroup, definitions, group_of
+from ktap.perf_source import PerfSource
 from vm.diagnostic import Refusal
+from vm.limits import Limits
 
 pytestmark = pytest.mark.live
 TRACEFS = "/sys/kernel/tracing"
@@ -176,3 +178,20 @@ def test_a_place_that_the_kernel_refuses_is_left_out_of_many(tmp_path: Path) -> 
     assert without.lines == with_bpf.lines == ["8"]
     for traced in (with_bpf, without):
         assert any("left out" in notice for notice in traced.notices)
+    assert isinstance(
+        without.source, PerfSource
+    )  # it is tried alone: refused among others it costs all their going again
+    assert [stream.label.partition(" and ")[2] for stream in without.source.streams] == ["7 more", ""]
+
+
+def test_functions_of_libc_come_and_go_together() -> None:
+    """Hundreds by one glob are one event, whatever some of them begin with."""
+    script = "var n = 0 trace probe:libc:[s-w]* { n += 1 } trace_end { print(n > 100) }"
+    limits = Limits()._replace(probes=30_000)
+    without = trace(script, python(LIBC), tier=EVENTS, limits=limits, buffer_bytes=1 << 24)
+    assert without.lines == ["true"]
+    assert isinstance(without.source, PerfSource)
+    first, *doubtful = without.source.streams
+    assert len(without.source.events) > 300 and len(doubtful) < 30
+    assert first.label.endswith(f" and {len(without.source.events) - len(doubtful) - 1} more")
+    assert group_of(os.getpid()) not in groups()
