@@ -15,7 +15,7 @@ import errno
 import os
 import struct
 import time
-from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from compiler import backend
 from compiler.lower.flat import Refused
@@ -24,6 +24,7 @@ from ktap.attach import Program as Loaded
 from ktap.captured import IN_INTERRUPT, READ, TextOf, make_event
 from ktap.demand import USER, Demand
 from ktap.follow import Follower
+from ktap.kernel_log import KernelLog
 from ktap.late import Late, Places
 from ktap.layout import Layout
 from ktap.needs import Needs, needs
@@ -95,6 +96,7 @@ class LiveSource:
         self.backends: Dict[str, str] = {}
         """How functions are reached, by event."""
         self._follower: Optional[Follower] = None
+        self._log: Optional[KernelLog] = None
 
     # -- attaching --------------------------------------------------------------------------------
 
@@ -231,6 +233,8 @@ class LiveSource:
             len(events),
             self._options.attaching,
         )
+        if self._log is None and self._options.attaching:
+            self._log = KernelLog(events)
         self._attachment = attach.Attachment(self._buffer, common, 2 * len(events), self._objects)
         self.backends = self._attachment.backends
         skipped = self._attachment.attach(list(enumerate(events)))
@@ -379,6 +383,10 @@ class LiveSource:
             self._helpers.spaces.update()  # now it has all that came before these records
         return Batch(records, horizon_ns, False)
 
+    def unread(self, end_ns: int) -> Mapping[str, int]:
+        """See vm.event.Source.unread: whatever is there is polled."""
+        return {}
+
     def losses(self) -> Sequence[Loss]:
         """See vm.event.Source.losses: what found no room, by event, and runs that the kernel skipped."""
         found: List[Loss] = []
@@ -406,7 +414,7 @@ class LiveSource:
             missed = claiming.missed(claims)
             if missed:
                 found.append(Loss("fired while the same program ran", label, missed))
-        return found + self._missed_by_links()
+        return found + self._missed_by_links() + (self._log.losses() if self._log is not None else [])
 
     def _missed_by_links(self) -> List[Loss]:
         """What links to functions of the kernel have missed; they are asked before they are gone."""
@@ -440,6 +448,8 @@ class LiveSource:
             self._buffer = None
         if self._lowering is not None:
             self._lowering.close()
+        if self._log is not None:
+            self._log.close()
 
 
 def without_interrupt(demand: Demand) -> Demand:

@@ -22,6 +22,8 @@ from vm.named_tuple import NamedTuple
 
 MEMBARRIER_CALL = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}
 GLOBAL_BARRIER = 1
+MOST_RECORD_BYTES = 1 << 16
+"""What the size of a record has room for."""
 SLACK_NS = 50_000_000
 """Without membarrier: nothing is held up longer between its time and its record."""
 
@@ -65,9 +67,20 @@ def unmap(ring: Ring) -> None:
     ring.pages.close()
 
 
-def taken(ring: Ring) -> Iterator[Tuple[int, memoryview, int]]:
-    """The records in a ring, taken out of it: kind, and the bytes with the place where it starts."""
+def waiting_bytes(ring: Ring) -> int:
+    """How much is in a ring."""
+    size: int = ring.positions[HEAD_INDEX] - ring.positions[TAIL_INDEX]
+    return size
+
+
+def taken(ring: Ring, most_bytes: Optional[int] = None) -> Iterator[Tuple[int, memoryview, int]]:
+    """The records in a ring, or the first of them, taken out of it: kind, and the bytes with the place where it starts.
+
+    `most_bytes` is at least MOST_RECORD_BYTES.
+    """
     head, tail = ring.positions[HEAD_INDEX], ring.positions[TAIL_INDEX]
+    if most_bytes is not None:
+        head = min(head, tail + most_bytes)
     if head == tail:
         return
     size = len(ring.data)
@@ -76,12 +89,14 @@ def taken(ring: Ring) -> Iterator[Tuple[int, memoryview, int]]:
         span = memoryview(bytes(ring.data[start : start + length]))
     else:
         span = memoryview(bytes(ring.data[start:]) + bytes(ring.data[: start + length - size]))
-    ring.positions[TAIL_INDEX] = head
     at = 0
     while at < length:
         kind, _, record_bytes = HEADER(span, at)
+        if at + record_bytes > length:
+            break
         yield kind, span, at
         at += record_bytes
+    ring.positions[TAIL_INDEX] = tail + at
 
 
 def settled_ns() -> int:

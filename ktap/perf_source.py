@@ -14,16 +14,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Callable, Dict, List, Optional, Sequence, Set, Tuple, Union
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from ktap import kernel
 from ktap.captured import make_event
 from ktap.event_format import EventFormat
+from ktap.kernel_log import KernelLog
 from ktap.layout import Values
 from ktap.needs import Needs, needs, symbols_of
 from ktap.open_files import allow_files
 from ktap.own_group import OwnGroup
-from ktap.perf_buffer import LOST, LOST_COUNT, SAMPLE
+from ktap.perf_buffer import LOST, SAMPLE
 from ktap.perf_demand import Here, also, check, unfit, with_parent
 from ktap.perf_event import (
     COMM_RECORDS,
@@ -32,9 +33,7 @@ from ktap.perf_event import (
     SOFTWARE,
     TASK_RECORDS,
     TRACEPOINT,
-    WORD_AT,
     Attribute,
-    Read,
     Sample,
     disable,
     has_programs,
@@ -48,6 +47,7 @@ from ktap.perf_event import (
 from ktap.perf_instance import PerfInstance
 from ktap.perf_probes import REFUSED
 from ktap.perf_rings import Ring, map_largest, online, settled_ns, taken, unmap
+from ktap.perf_samples import Opened, share_of, take_samples, unread_samples
 from ktap.perf_streams import SLOW_NS, Stream, Tools, detach_ns, streams
 from ktap.perf_values import PARENT, layout_of, seen_by, who_of
 from ktap.plan import Captured, Wanted, captured, probes_of
@@ -58,7 +58,6 @@ from ktap.tracefs import TracepointName
 from ktap.transport import TIME
 from vm.diagnostic import Refusal
 from vm.event import Action, Batch, Event, Loss, Probe
-from vm.named_tuple import NamedTuple
 from vm.program import Program
 
 TASK_RING_BYTES = 1 << 19
@@ -69,14 +68,6 @@ NEW_TASK = TracepointName("task", "task_newtask")
 CLONE_PARENT = 0x8000
 
 Say = Callable[[str], None]
-
-
-class Opened(NamedTuple):
-    """A stream's perf events, and how their samples are read."""
-
-    stream: Stream
-    fds: List[int]
-    read: Read
 
 
 class PerfSource:
@@ -119,6 +110,7 @@ class PerfSource:
         """Places that the kernel does not take."""
         self._new_task: Optional[NewTask] = None
         self._made_tasks: Optional[Opened] = None
+        self._log: Optional[KernelLog] = None
         self._own = os.getpid()
         self._initial = os.readlink("/proc/self/ns/pid") == kernel.INITIAL_PID_NAMESPACE
         """Records have the numbers of this namespace."""
@@ -204,6 +196,7 @@ class PerfSource:
             self._helpers.spaces.watch(self._options.pids)
         self._open_rings(cpus)
         self._tasks.snapshot(time.monotonic_ns())
+        self._log = KernelLog(events)
         traced, others = instance.open(wanted, bool(narrowing), self._skip)
         for stream in traced:
             self._streams.append(Opened(stream, [], reader(RAW, 0)))
@@ -338,7 +331,8 @@ class PerfSource:
         for ring in self._task_rings:
             self._take_changes(ring)
         for ring in self._rings:
-            self._take_samples(ring)
+            before_ns = take_samples(ring, share_of(self._rings), self._opened, held, self._lost_records)
+            horizon_ns = horizon_ns if before_ns is None else min(horizon_ns, before_ns)
         if self._instance is not None:
             held += self._instance.samples(horizon_ns)
         held.sort(key=TIME)
@@ -364,14 +358,9 @@ class PerfSource:
                 if change is not None:
                     self._held.append(change)
 
-    def _take_samples(self, ring: Ring) -> None:
-        opened, held = self._opened, self._held
-        for kind, data, at in taken(ring):
-            if kind == SAMPLE:
-                (number,) = WORD_AT(data, at + 8)
-                held.append(opened[number].read(data, at))
-            elif kind == LOST:
-                self._lost_records[ring.cpu] = self._lost_records.get(ring.cpu, 0) + LOST_COUNT(data, at + 16)[0]
+    def unread(self, end_ns: int) -> Mapping[str, int]:
+        """See vm.event.Source.unread. Of processes that are not traced as well."""
+        return unread_samples(self._rings, self._opened, self._held, end_ns)
 
     def _records(self, found: Sequence[Union[Sample, Change]]) -> List[Values]:
         """The records of samples in order of time, each with what was known of tasks by then."""
@@ -441,7 +430,7 @@ class PerfSource:
             self._say("what was lost may be of other processes, too: without BPF they are told apart behind the buffer")
         if self._helpers.spaces is not None and self._helpers.spaces.lost:
             found.append(Loss(UNNAMED, "stacks of processes", self._helpers.spaces.lost))
-        return found
+        return found + (self._log.losses() if self._log is not None else [])
 
     def _look_for_programs(self) -> None:
         """Say where BPF programs of others may keep events to themselves: the kernel samples none for which one returns 0."""
@@ -466,8 +455,9 @@ class PerfSource:
         if self._instance is not None:
             self._instance.close()
             self._instance = None
-        if self._group is not None:
-            self._group.close()
+        for held in (self._group, self._log):
+            if held is not None:
+                held.close()
 
 
 FULL, TRACE_FULL = "perf buffer full", "tracefs buffer full"

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from struct import Struct
-from typing import Callable, Dict, List, Optional, Protocol, Sequence, Set, Tuple, Union
+from typing import Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Set, Tuple, Union
 
 from ktap.captured import KERNEL_STACK, RECORD, USER_STACK
 from ktap.chunks import MOST_BYTES, ChunkWriter
@@ -457,6 +457,10 @@ class RecordingSource:
     def settle(self, last: bool = False) -> None:
         """See Source."""
         self._live.settle(last)
+
+    def unread(self, end_ns: int) -> Mapping[str, int]:
+        """See Source."""
+        return self._live.unread(end_ns)
 
     def losses(self) -> Sequence[Loss]:
         """See Source; also the records that could not be written."""

@@ -443,6 +443,10 @@ class ReplaySource:
     def settle(self, last: bool = False) -> None:
         """See Source: there is nothing to fetch."""
 
+    def unread(self, end_ns: int) -> Mapping[str, int]:
+        """See vm.event.Source.unread: a recording is read to its end."""
+        return {}
+
     def losses(self) -> Sequence[Loss]:
         """What was lost when the recording was made, once its end is read."""
         return self._recording.end.losses if self._recording.end is not None else ()

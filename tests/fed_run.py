@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Callable, List, Mapping, Optional, Sequence, Tuple
 
 from made_machine import Event, made, printed
 
@@ -26,6 +26,7 @@ class Recorded:
         self.closed = 0
         self.settled: List[int] = []
         self.lost: Sequence[Loss] = ()
+        self.left: Mapping[str, int] = {}
         self.on_poll: Callable[[int], None] = lambda number: None
 
     def attach(self, probes: Sequence[Probe]) -> None:
@@ -46,6 +47,9 @@ class Recorded:
 
     def settle(self, last: bool = False) -> None:
         self.settled.append(self.time_ns)
+
+    def unread(self, end_ns: int) -> Mapping[str, int]:
+        return self.left
 
     def losses(self) -> Sequence[Loss]:
         return self.lost

@@ -16,7 +16,7 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Optional, Union
+from typing import Mapping, NamedTuple, Optional, Union
 from unittest.mock import patch
 
 from corpus import Fired
@@ -364,6 +364,9 @@ class KernelSource(SyntheticSource):
     def settle(self, last: bool = False) -> None:
         if self.lowering.tables is not None:
             self.lowering.tables.drain()
+
+    def unread(self, end_ns: int) -> Mapping[str, int]:
+        return {}
 
     def losses(self) -> Sequence[Loss]:
         return ()

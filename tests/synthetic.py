@@ -184,6 +184,9 @@ class SyntheticSource:
     def settle(self, last: bool = False) -> None:
         pass
 
+    def unread(self, end_ns: int) -> Mapping[str, int]:
+        return {}
+
     def losses(self) -> Sequence[Loss]:
         return ()
 

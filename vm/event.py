@@ -7,7 +7,7 @@ object, which is pointed at a record (`event.record = record`) while its handler
 
 from __future__ import annotations
 
-from typing import Callable, Optional, Protocol, Sequence, Union
+from typing import Callable, Mapping, Optional, Protocol, Sequence, Union
 
 from vm.named_tuple import NamedTuple
 from vm.program import Span
@@ -146,6 +146,9 @@ class Source(Protocol):
 
         `last`: they count nothing from here on, so that all tables and variables know of the same events.
         """
+
+    def unread(self, end_ns: int) -> Mapping[str, int]:
+        """How many events fired by a time and were not polled, by event; nothing is polled after this."""
 
     def losses(self) -> Sequence[Loss]:
         """What was lost so far."""

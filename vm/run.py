@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from vm.diagnostic import Diagnostic, Refusal
 from vm.event import Action, Batch, Event, Loss, Probe, Source
@@ -95,6 +95,10 @@ class Clock:
     def settle(self, last: bool = False) -> None:
         """Nothing is counted elsewhere."""
 
+    def unread(self, end_ns: int) -> Mapping[str, int]:
+        """Everything is polled."""
+        return {}
+
     def losses(self) -> Sequence[Loss]:
         """Nothing is lost."""
         return ()
@@ -130,6 +134,8 @@ class Run:
         """True once stop() was seen to."""
         self.unhandled: Dict[int, int] = {}
         """How many records were given up, by point."""
+        self.unread: Mapping[str, int] = {}
+        """How many events were given up before they were records, by event."""
         self.bound: List[Bound] = []
         self.probes: List[Probe] = []
         """Those that were given to the source: its points name them by their place here."""
@@ -230,6 +236,7 @@ class Run:
                 self.be_patient_until(now_ns + PATIENCE_NS)
             self.see_end(source, now_ns)
             if self.is_late(now_ns - SIGNAL_PATIENCE_NS):
+                self.unread = source.unread(self.ended_ns or now_ns)
                 break
             batch = source.poll(wait_ns(now_ns, schedule.next_ns(), deadline_ns))
             for point in source.points[len(self.bound) :]:
@@ -304,7 +311,7 @@ class Run:
 
     def given_up(self, source: Source) -> List[Loss]:
         """The events that were given up, by what was to be run for them."""
-        found: Dict[str, int] = {}
+        found: Dict[str, int] = dict(self.unread)
         for point, events in self.unhandled.items():
             names = [self.probes[probe].event for probe in source.points[point][1] if isinstance(probe, int)]
             where = ", ".join(dict.fromkeys(names)) or IN_THE_KERNEL

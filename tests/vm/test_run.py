@@ -314,6 +314,21 @@ def test_what_handlers_cannot_take_in_time_after_the_end_is_counted(signalled: b
     assert outcome.status == 0
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_what_was_not_even_polled_in_time_is_counted(late: bool) -> None:
+    end_ns = 3000
+    given_up_ns = end_ns + PATIENCE_NS + SIGNAL_PATIENCE_NS + 1
+    source = Recorded([(at(1000), 2000), (at(2500), 2600), ([], end_ns)])
+    source.left = {"a:b": 7}
+    now_ns = lambda: given_up_ns if late and len(source.timeouts) == 2 else source.time_ns  # noqa: E731
+    source.now_ns = now_ns  # type: ignore[method-assign]
+    run = Run(made("trace a:b { print(nsecs) }"), source, RunOptions(duration_ns=end_ns))
+    losses = run.execute().losses
+    assert len(source.timeouts) == (2 if late else 3)
+    # the second batch was polled, but no handler ran for it
+    assert list(losses) == ([Loss(TOO_LATE, "a:b", 8)] if late else [])
+
+
 def test_the_end_of_the_command() -> None:
     source = Recorded([(at(1), 2), (at(3), 4), (at(5), 6), (at(7), 8)])
     options = RunOptions(finished=lambda: len(source.timeouts) >= 2)
