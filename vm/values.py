@@ -370,3 +370,18 @@ def tostring(value: object, host: Host) -> bytes:
         return b"function"
     printable: Printable = value  # type: ignore[assignment]
     return printable.text(host)
+
+
+def order(key: object) -> tuple[int, object]:
+    """What keys of any types are sorted by: booleans, integers, strings, multi-keys by part, stacks, the rest."""
+    if isinstance(key, bool):
+        return 0, key
+    if isinstance(key, int):
+        return 1, int(key)
+    if isinstance(key, bytes):
+        return 2, key
+    if isinstance(key, Key):
+        return 3, tuple([order(part) for part in key.parts()])
+    if isinstance(key, Stack):
+        return 4, (key.space, key.pid, key.frames)
+    return 5, type_name(key)

@@ -7,9 +7,8 @@ from typing import Iterator, Optional, Union
 from vm.aggregate import Shape, Stats
 from vm.fault import Fault
 from vm.histogram import draw_powers, draw_steps
-from vm.library.basics import order
 from vm.library.builtin import NOTHING, Machine, builtin
-from vm.values import Table, describe, tostring, wrap
+from vm.values import Table, describe, order, tostring, wrap
 
 Samples = Union[Stats, Table, None]
 FEW = "x?: stats|table"

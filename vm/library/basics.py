@@ -7,7 +7,7 @@ from typing import Callable, Optional
 
 from vm.fault import Exit, Fault
 from vm.library.builtin import KERNEL, NOTHING, Function, Machine, builtin, made, wrong_argument
-from vm.values import Cdata, Iterator, Key, Stack, Table, inner_key, make_key, tostring, type_name, wrap
+from vm.values import Cdata, Iterator, Stack, Table, inner_key, make_key, order, tostring, wrap
 
 Entry = tuple[object, object]
 
@@ -37,30 +37,14 @@ def make_pairs(machine: Machine) -> Function:
 def sort_pairs(machine: Machine, depth: int, t: Table, before: Optional[Function] = None) -> Iterator:
     """pairs in order of the keys, or so that before(v1, v2, k1, k2) is true (or below 0) for neighbours
 
-    Sort a snapshot of t. Entries that are equal stay in order of insertion.
+    Sort a snapshot of t. Entries that are equal come in order of their keys, which is the same wherever they were made.
     """
     machine.account.charge(ENTRY_BYTES * len(t))
     entries = t.entries()
-    if before is None:
-        entries.sort(key=lambda entry: order(entry[0]))
-    else:
+    entries.sort(key=lambda entry: order(entry[0]))
+    if before is not None:
         entries.sort(key=cmp_to_key(comparison(machine, depth, before)))
     return Iterator(entries)
-
-
-def order(key: object) -> tuple[int, object]:
-    """What keys of any types are sorted by: booleans, integers, strings, multi-keys by part, stacks, the rest."""
-    if isinstance(key, bool):
-        return 0, key
-    if isinstance(key, int):
-        return 1, int(key)
-    if isinstance(key, bytes):
-        return 2, key
-    if isinstance(key, Key):
-        return 3, tuple([order(part) for part in key.parts()])
-    if isinstance(key, Stack):
-        return 4, (key.space, key.pid, key.frames)
-    return 5, type_name(key)
 
 
 def comparison(machine: Machine, depth: int, before: Function) -> Callable[[Entry, Entry], int]:

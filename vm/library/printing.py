@@ -9,7 +9,7 @@ from vm.fault import Fault
 from vm.histogram import draw_largest
 from vm.library.builtin import KERNEL, NOTHING, Function, Machine, builtin, made, wrong_argument
 from vm.printf import formatter
-from vm.values import Table, describe, tostring
+from vm.values import Table, describe, order, tostring
 
 SHOWN_ROWS = 20
 
@@ -75,10 +75,10 @@ def make_sprintf(machine: Machine) -> Function:
 def print_hist(machine: Machine, depth: int, t: Table, n: Optional[int] = None) -> object:
     """draw the counts in t, largest first, n rows (20); a stats value stands for its count
 
-    Draw t.
+    Draw t; equal counts in order of their keys, which is the same wherever they were counted.
     """
     rows = []
-    for key, value in t.entries():
+    for key, value in sorted(t.entries(), key=lambda entry: order(entry[0])):
         count = value.count if isinstance(value, Stats) else value
         if not isinstance(count, int) or isinstance(count, bool):
             label = tostring(key, machine.host).decode("utf-8", "replace")
