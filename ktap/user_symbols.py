@@ -47,7 +47,7 @@ class UserSymbols:
             known = self._names.get((mapping, address))
             if known is not None:
                 return known
-            if mapping.path.startswith(("/", "[v")) and not mapping.path.startswith(ANONYMOUS):
+            if self._has_symbols(pid, mapping):
                 return self._keep(mapping, address, self._in_file(pid, mapping, address))
         made = self._jit_map(pid).at(address)
         if made is not None:
@@ -57,6 +57,12 @@ class UserSymbols:
         if mapping.path.startswith("["):  # such as the page where instructions under probes are run: [uprobes]
             return f"{printable(mapping.path[:-1])}+{address - mapping.start:#x}]"
         return f"{address:#x} [anon]"
+
+    def _has_symbols(self, pid: int, mapping: Mapping) -> bool:
+        """Whether what is mapped may have symbols of its own; memory that has a name is a program's, or a JIT's."""
+        if mapping.build_id or not mapping.path.startswith(ANONYMOUS):
+            return bool(mapping.build_id) or mapping.path.startswith(("/", "[v"))
+        return mapping.path.startswith(MEMORY_FILE) and self._binary(pid, mapping) is not None
 
     def _keep(self, mapping: Mapping, address: int, name: str) -> str:
         if len(self._names) >= MOST_NAMES:
@@ -127,7 +133,8 @@ class UserSymbols:
         return found
 
 
-ANONYMOUS = ("//anon", "/dev/zero", "/memfd:", "/SYSV", "/anon_hugepage")
+MEMORY_FILE = "/memfd:"
+ANONYMOUS = ("//anon", "/dev/zero", MEMORY_FILE, "/SYSV", "/anon_hugepage")
 """How the names of mappings begin that no file stands behind."""
 DELETED = " (deleted)"
 

@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -84,6 +86,39 @@ def test_a_file_of_a_container_is_not_taken_for_one_of_that_name_here(tmp_path: 
             assert os.path.samefile(found, inner)
             script = f"var n = 0 trace probe:{name}:here {{ n += 1 }} trace_end {{ print(n > 10) }}"
             assert trace(script, duration_s=0.5, tier=tier).lines == ["true"]
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+BUSY = r"""
+__attribute__((noipa)) long busy(long n) { volatile long x = 0; for (long i = 0; i < n; i++) x += i; return x; }
+int main(void) { for (;;) busy(100000); }
+"""
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_program_that_is_in_memory_alone_has_names(tmp_path: Path, tier: str) -> None:
+    """Its file has a name that nobody can open, and a build id."""
+    program = compiled(tmp_path / "program", BUSY, "-Wl,--build-id")
+    code = f"""
+    import os
+    fd = os.memfd_create("unnamed", os.MFD_CLOEXEC)
+    os.write(fd, open({str(program)!r}, "rb").read())
+    os.execve(fd, ["unnamed"], os.environ)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)])
+    try:
+        time.sleep(0.5)
+        assert process.poll() is None
+        script = f"""
+        trace profile-499hz /pid == {process.pid}/ {{ s[ustack(1)] += 1 }}
+        trace_end {{ print_hist(s, 1000) }}
+        """
+        others = [sys.executable, "-c", "import time; time.sleep(1)"]
+        rows = trace(script, others, everyone=True, tier=tier).lines
+        busy = [row for row in rows if "busy+0x" in row and "[memfd:unnamed" in row]
+        assert busy, rows
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
