@@ -3,7 +3,7 @@
     instance = OwnInstance(root, group, cpus, size_bytes)
     instance.enable("sched", "sched_switch")
     instance.trace("function", lines, None)
-    instance.take()     # records of all processors, each with its time and processor
+    instance.take(until_ns)     # records of all processors, each with its time and processor, and up to when that is all
     instance.close()
 
 Source: linux/ring_buffer.h, Documentation/trace/ring-buffer-map.rst and `events/header_page` for the pages;
@@ -144,16 +144,27 @@ class OwnInstance:
         """Let no more come."""
         self._write("tracing_on", "0")
 
-    def take(self, until_ns: int) -> List[Record]:
-        """What lies in the rings, taken out of them, at least up to a time: reading may itself make events without end."""
+    def take(self, until_ns: int, most_pages: Optional[int] = None) -> Tuple[List[Record], int]:
+        """What lies in the rings, taken out of them, and the time up to which that is all: `until_ns`, for reading may
+        itself make events without end, or an earlier one where some ring has more pages than are to be read.
+        """
         found: List[Record] = []
+        all_until_ns = until_ns
         for cpu, file in self._files.items():
+            last_ns, pages = 0, 0
             with suppress(BlockingIOError):
-                while page := os.read(file, LARGEST_PAGE_BYTES):
-                    found += records_of(page, cpu)
-                    if found and found[-1].time_ns > until_ns:
+                while last_ns <= until_ns:
+                    if pages == most_pages:
+                        all_until_ns = min(all_until_ns, last_ns - 1)
                         break
-        return found
+                    page = os.read(file, LARGEST_PAGE_BYTES)
+                    if not page:
+                        break
+                    pages += 1
+                    records = list(records_of(page, cpu))
+                    found += records
+                    last_ns = records[-1].time_ns if records else last_ns
+        return found, all_until_ns
 
     def losses(self) -> List[Tuple[int, int]]:
         """Events that found no room, by processor."""

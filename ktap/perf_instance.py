@@ -12,6 +12,9 @@ from ktap.perf_event import Sample
 from ktap.perf_streams import Stream
 from ktap.tasks import GONE
 
+PAGES_AT_A_TIME = 256
+"""So many of each processor are read at a time, so that the end of a run is seen in a flood."""
+
 
 class PerfInstance:
     """The instance of a source; it is made when the first stream takes it."""
@@ -87,16 +90,18 @@ class PerfInstance:
         if self._instance is not None:
             self._instance.stop()
 
-    def samples(self, until_ns: int) -> List[Sample]:
-        """What has come, at least up to a time; the number of an event is its type's, below zero."""
+    def samples(self, until_ns: int, most_pages: Optional[int] = PAGES_AT_A_TIME) -> Tuple[List[Sample], int]:
+        """What has come, and the time up to which that is all; the number of an event is its type's, below zero."""
         types = self._types
         if self._instance is None:
-            return []
-        return [
+            return [], until_ns
+        records, all_until_ns = self._instance.take(until_ns, most_pages)
+        samples = [
             Sample(one.time_ns, -one.type, GONE, GONE, one.cpu, 0, 0, 0, b"", one.data, 0, b"", None)
-            for one in self._instance.take(until_ns)
+            for one in records
             if one.type in types
         ]
+        return samples, all_until_ns
 
     def losses(self) -> List[Tuple[int, int]]:
         """Events that found no room, by processor."""

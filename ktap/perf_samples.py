@@ -11,7 +11,7 @@ from ktap.perf_streams import Stream
 from ktap.tasks import Change
 from vm.named_tuple import NamedTuple
 
-TAKEN_BYTES = 1 << 20
+TAKEN_BYTES = 4 << 20
 """So much is taken of all rings at a time."""
 
 

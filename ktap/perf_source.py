@@ -334,7 +334,8 @@ class PerfSource:
             before_ns = take_samples(ring, share_of(self._rings), self._opened, held, self._lost_records)
             horizon_ns = horizon_ns if before_ns is None else min(horizon_ns, before_ns)
         if self._instance is not None:
-            held += self._instance.samples(horizon_ns)
+            traced, horizon_ns = self._instance.samples(horizon_ns)
+            held += traced
         held.sort(key=TIME)
         end = len(held)
         while end and held[end - 1][0] > horizon_ns:
@@ -360,7 +361,8 @@ class PerfSource:
 
     def unread(self, end_ns: int) -> Mapping[str, int]:
         """See vm.event.Source.unread. Of processes that are not traced as well."""
-        return unread_samples(self._rings, self._opened, self._held, end_ns)
+        traced = self._instance.samples(end_ns, None)[0] if self._instance is not None else []
+        return unread_samples(self._rings, self._opened, [*self._held, *traced], end_ns)
 
     def _records(self, found: Sequence[Union[Sample, Change]]) -> List[Values]:
         """The records of samples in order of time, each with what was known of tasks by then."""

@@ -33,6 +33,29 @@ def test_a_flood_does_not_keep_a_run_from_its_end(tier: str) -> None:
     assert int(line) > 1000
 
 
+CALLS = """
+import os, time
+end = time.time() + 3
+while time.time() < end:
+    for _ in range(1000): os.getppid()
+"""
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("events", ["syscalls:*", "syscalls:sys_enter_getppid"])
+def test_without_bpf_every_call_of_a_flood_is_handled_or_counted(events: str) -> None:
+    """By an instance of tracefs, and by perf events."""
+    begun_s = time.monotonic()
+    script = f"""
+    trace {events} /pid != 0/ {{ n[probename] += 1 }}
+    trace_end {{ print(n["sys_enter_getppid"]) }}
+    """
+    traced = trace(script, python(CALLS), duration_s=1.5, tier=EVENTS)
+    assert time.monotonic() - begun_s < PATIENCE_NS / 1e9 + 15
+    (handled,) = traced.lines
+    assert int(handled) > 1000
+
+
 def ring_of(size: int, records: List[bytes], start: int) -> Ring:
     """A ring that holds records, and of which so much has been read."""
     data = bytearray(size)
