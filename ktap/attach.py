@@ -421,15 +421,14 @@ class Attachment:
         """One program for functions of the kernel that are captured alike; those that the kernel did not take."""
         self._objects.unfit()
         from ktap import links
-        from ktap.calls import CALL_RETURN, remembers
+        from ktap.calls import CALL_RETURN, FORGOTTEN, remembered
 
         wanted, case = group[0][1].wanted, group[0][1].case
-        if case.recipe is not None and needs_record(case) and any(remembers(part.what) for part in case.recipe.parts):
+        if self._verified is None and case.recipe is not None and needs_record(case) and remembered(case.recipe):
             error = OSError(errno.EOPNOTSUPP, FORGOTTEN, wanted.label)
-            if self._verified is None and wanted.called is not None and not wanted.called.many:
+            if wanted.called is not None and not wanted.called.many:
                 raise error
-            if self._verified is None:
-                return [Skipped(event, error) for _, event in group]
+            return [Skipped(event, error) for _, event in group]
         places = [
             links.Place(event.wanted.called, number) for number, event in group if event.wanted.called is not None
         ]
@@ -474,11 +473,6 @@ class Attachment:
             os.close(self.programs.pop().fd)
             raise
 
-
-FORGOTTEN = (
-    "arguments of a call are known at its return only where fexit can be had (BTF, a function that the tracer may"
-    " patch); elsewhere keep them by thread at the entry, as in t[tid] = arg1"
-)
 
 PLACES: Dict[str, Callable[[Attachment, int, Captured], None]] = {
     RAW: Attachment._raw,

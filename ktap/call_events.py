@@ -11,7 +11,7 @@ from collections import Counter
 from typing import AbstractSet, Callable, Dict, List, Optional, Sequence, Tuple
 
 from ktap.btf import Btf, Prototype
-from ktap.calls import CALL, CALL_RETURN, Called, remembers
+from ktap.calls import CALL, CALL_RETURN, Called, remembered, remembers
 from ktap.demand import EITHER, KERNEL, STRING, Demand, Expression, Number, Read
 from ktap.event_format import POINTER, RETURN_ADDRESS, RETVAL
 from ktap.fetch import (
@@ -25,7 +25,7 @@ from ktap.fetch import (
     parse_fetch,
     result,
 )
-from ktap.fetched import FUNCTION, Recipe, Record, address_argument, record_of
+from ktap.fetched import FUNCTION, Record, address_argument, record_of
 from ktap.functions import KernelFunctions, near_tracepoints
 from ktap.members import Unreachable, follow
 from ktap.plan import reads_record
@@ -210,7 +210,7 @@ class _Maker:
         one = alone and not written.is_glob and not written.offset and written.kind == PROBE
         place: Expression = Number(wrap(address + written.offset)) if written.offset else FUNCTION
         record = self._record(prototype if words is not None else None, place)
-        typed = prototype is not None and words is not None and (one or _remembers(record.recipe))
+        typed = prototype is not None and words is not None and (one or remembered(record.recipe))
         type_id = prototype.id if prototype is not None and typed else None
         called = Called(name, address, written.offset, written.returns, type_id, words or 0, not one)
         named = record._replace(format=record.format._replace(name=shown if written.kind == PROBE else "function"))
@@ -342,10 +342,6 @@ def _words(prototype: Optional[Prototype], types: Optional[Btf]) -> Optional[int
     kinds = [_resolved(one.type, types) for one in prototype.arguments]
     whole = all(isinstance(kind, (Integer, Pointer)) and getattr(kind, "size_bytes", 8) <= 8 for kind in kinds)
     return len(kinds) if whole else None
-
-
-def _remembers(recipe: Recipe) -> bool:
-    return any(remembers(part.what) for part in recipe.parts)
 
 
 def _with_types(record: Record, prototype: Optional[Prototype], named: bool = True) -> Record:

@@ -39,6 +39,17 @@ class Called(NamedTuple):
     """It is one of those that a glob means."""
 
 
+FORGOTTEN = (
+    "arguments of a call are known at its return only where fexit can be had (BTF, a function that the tracer may"
+    " patch); elsewhere keep them by thread at the entry, as in t[tid] = arg1"
+)
+
+
+def remembered(recipe: Recipe) -> bool:
+    """Whether a record is made of arguments of a call that returns."""
+    return any(remembers(part.what) for part in recipe.parts)
+
+
 def remembers(expression: Expression) -> bool:
     """Whether a value has an argument of a call that returns in it."""
     if isinstance(expression, Binary):
