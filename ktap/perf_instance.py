@@ -12,7 +12,7 @@ from ktap.perf_event import Sample
 from ktap.perf_streams import Stream
 from ktap.tasks import GONE
 
-PAGES_AT_A_TIME = 256
+PAGES_AT_A_TIME = 64
 """So many of each processor are read at a time, so that the end of a run is seen in a flood."""
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from time import monotonic_ns
 from typing import Dict, List, Mapping, Optional, Sequence, Union
 
-from ktap.perf_buffer import LOST, LOST_COUNT, SAMPLE
+from ktap.perf_buffer import LOST, LOST_COUNT, SAMPLE, TAIL_INDEX
 from ktap.perf_event import WORD_AT, Read, Sample
 from ktap.perf_rings import MOST_RECORD_BYTES, SLACK_NS, Ring, taken, waiting_bytes
 from ktap.perf_streams import Stream
 from ktap.tasks import Change
 from vm.named_tuple import NamedTuple
 
-TAKEN_BYTES = 4 << 20
-"""So much is taken of all rings at a time."""
+TAKING_NS = 100_000_000
+"""So long samples are taken of all rings at a time; in a flood little else may come to run."""
 
 
 class Opened(NamedTuple):
@@ -26,27 +27,38 @@ class Opened(NamedTuple):
 Held = List[Union[Sample, Change]]
 
 
-def share_of(rings: Sequence[Ring]) -> int:
-    """How much is taken of each ring at a time."""
-    return max(MOST_RECORD_BYTES, TAKEN_BYTES // len(rings))
-
-
 def take_samples(
-    ring: Ring, most_bytes: int, opened: Mapping[int, Opened], held: Held, lost: Dict[int, int]
+    rings: Sequence[Ring], opened: Mapping[int, Opened], held: Held, lost: Dict[int, int]
 ) -> Optional[int]:
-    """Take what is in a ring, or the first of it; then the time before which nothing is left there, else None.
+    """Take what is in the rings, or the first of it; then the time before which nothing is left in them, else None.
 
     `lost` counts by processor what PERF_RECORD_LOST tells.
     """
-    is_part, before_ns = waiting_bytes(ring) > most_bytes, 0
-    for kind, data, at in taken(ring, most_bytes):
-        if kind == SAMPLE:
-            sample = opened[WORD_AT(data, at + 8)[0]].read(data, at)
-            before_ns = sample.time_ns - SLACK_NS
-            held.append(sample)
-        elif kind == LOST:
-            lost[ring.cpu] = lost.get(ring.cpu, 0) + LOST_COUNT(data, at + 16)[0]
-    return before_ns if is_part else None
+    begin_ns, all_before_ns = monotonic_ns(), None
+    for number, ring in enumerate(rings, 1):
+        before_ns = _take_until(begin_ns + TAKING_NS * number // len(rings), ring, opened, held, lost)
+        if before_ns is not None:
+            all_before_ns = before_ns if all_before_ns is None else min(all_before_ns, before_ns)
+    return all_before_ns
+
+
+def _take_until(
+    end_ns: int, ring: Ring, opened: Mapping[int, Opened], held: Held, lost: Dict[int, int]
+) -> Optional[int]:
+    before_ns, left = 0, waiting_bytes(ring)
+    while left > 0:
+        begin = ring.positions[TAIL_INDEX]
+        for kind, data, at in taken(ring, MOST_RECORD_BYTES):
+            if kind == SAMPLE:
+                sample = opened[WORD_AT(data, at + 8)[0]].read(data, at)
+                before_ns = sample.time_ns - SLACK_NS
+                held.append(sample)
+            elif kind == LOST:
+                lost[ring.cpu] = lost.get(ring.cpu, 0) + LOST_COUNT(data, at + 16)[0]
+        left -= ring.positions[TAIL_INDEX] - begin
+        if left > 0 and monotonic_ns() > end_ns:
+            return before_ns
+    return None
 
 
 def unread_samples(rings: Sequence[Ring], opened: Mapping[int, Opened], held: Held, end_ns: int) -> Dict[str, int]:

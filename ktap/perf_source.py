@@ -47,7 +47,7 @@ from ktap.perf_event import (
 from ktap.perf_instance import PerfInstance
 from ktap.perf_probes import REFUSED
 from ktap.perf_rings import Ring, map_largest, online, settled_ns, taken, unmap
-from ktap.perf_samples import Opened, share_of, take_samples, unread_samples
+from ktap.perf_samples import Opened, take_samples, unread_samples
 from ktap.perf_streams import SLOW_NS, Stream, Tools, detach_ns, streams
 from ktap.perf_values import PARENT, layout_of, seen_by, who_of
 from ktap.plan import Captured, Wanted, captured, probes_of
@@ -330,9 +330,8 @@ class PerfSource:
         held = self._held
         for ring in self._task_rings:
             self._take_changes(ring)
-        for ring in self._rings:
-            before_ns = take_samples(ring, share_of(self._rings), self._opened, held, self._lost_records)
-            horizon_ns = horizon_ns if before_ns is None else min(horizon_ns, before_ns)
+        before_ns = take_samples(self._rings, self._opened, held, self._lost_records)
+        horizon_ns = horizon_ns if before_ns is None else min(horizon_ns, before_ns)
         if self._instance is not None:
             traced, horizon_ns = self._instance.samples(horizon_ns)
             held += traced

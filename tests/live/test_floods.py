@@ -28,7 +28,7 @@ def test_a_flood_does_not_keep_a_run_from_its_end(tier: str) -> None:
         duration_s=1.0,
         tier=tier,
     )
-    assert time.monotonic() - begun_s < PATIENCE_NS / 1e9 + 15
+    assert time.monotonic() - begun_s < PATIENCE_NS / 1e9 + 30
     (line,) = traced.lines
     assert int(line) > 1000
 
@@ -51,7 +51,7 @@ def test_without_bpf_every_call_of_a_flood_is_handled_or_counted(events: str) ->
     trace_end {{ print(n["sys_enter_getppid"]) }}
     """
     traced = trace(script, python(CALLS), duration_s=1.5, tier=EVENTS)
-    assert time.monotonic() - begun_s < PATIENCE_NS / 1e9 + 15
+    assert time.monotonic() - begun_s < PATIENCE_NS / 1e9 + 30
     (handled,) = traced.lines
     assert int(handled) > 1000
 
