@@ -1,17 +1,19 @@
 """What is computed of a sample's registers and of the memory that the kernel has fetched for it.
 
 Registers come with a sample as such. Memory comes as fetch arguments of a definition in the kernel's own words
-(ktap.own_group); beside each number stands a string from the same place, whose text tells whether there was any
-memory at all, for the number itself does not.
+(ktap.own_group); beside each number stands a string from the same place, which tells whether there was any
+memory at all, for the number itself does not; beside each string a number, for its text may be what the kernel writes
+where there was none.
 
 Source: Documentation/trace/kprobetrace.rst; kernel/trace/trace_probe_kernel.h (FAULT_STRING).
 """
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
-from typing import AbstractSet, Callable, Dict, List, Optional, Tuple
+from typing import AbstractSet, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ktap.demand import OPERATORS, STRING, USER, Binary, Expression, Number, Passed, Place, Read, Symbol, Text, Value
 from ktap.event_format import EventFormat
@@ -25,6 +27,9 @@ FAULT = b"(fault)"
 MOST_ELEMENTS = 64
 MOST_TEXT_BYTES = 63
 """Of a fetch argument (MAX_ARGSTR_LEN)."""
+MOST_BYTES_AT_ONCE = MOST_ELEMENTS * WORD_BYTES
+"""Of memory in one fetch argument."""
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 FUNCTION_OFFSET = 8
 """Where the records of probes have the address of the function, or of the place."""
 
@@ -168,17 +173,20 @@ class Fetches:
         elif isinstance(what, Read) and what not in self._names:
             if what.length is not None:
                 raise Inexpressible("a number of bytes that is computed")
+            self.add(what.address)  # where a pointer cannot be read the kernel leaves what is behind it as it was
             self._names[what] = self._fetch(what)
         elif isinstance(what, Passed):
             self._names[what] = (self._argument(self._values, f"$arg{what.number}:u64"),)
 
     def _fetch(self, read: Read) -> Tuple[str, ...]:
-        if read.kind == STRING:
-            return (self._string(self._values, read, 0), self._string(self._checks, read, 1))
         text = pointer_text(read.address, 0, read.space == USER, self._words)
+        if read.kind == STRING:
+            names = (self._string(self._values, read, 0), self._argument(self._values, f"{text}:u{8 * WORD_BYTES}"))
+            if not self._words.process_is_default or read.most_bytes > MOST_BYTES_AT_ONCE:
+                return names
+            return (*names, self._argument(self._values, f"{text}:{_type(read.most_bytes + 7 & ~7)}"))
         value = self._argument(self._values, f"{text}:{_type(read.most_bytes)}")
-        ends = sorted({0, read.most_bytes - 1})
-        return (value, *(self._string(self._checks, read, end + behind) for end in ends for behind in (0, 1)))
+        return (value, *(self._string(self._checks, read, end) for end in _ends(read)))
 
     def _string(self, arguments: List[str], read: Read, offset: int) -> str:
         text = pointer_text(read.address, offset, False, self._words)  # the type says whose it is
@@ -195,7 +203,41 @@ class Fetches:
 
     def cells(self, event: EventFormat) -> Cells:
         """How each value is found in the record that the kernel makes, whose format is known now."""
-        return {what: _cell(what, names, event) for what, names in self._names.items()}
+        own = min(field.offset for field in event.fields if not field.name.startswith("__probe_"))
+        zeroed = Zeroed(own + PAGE_BYTES) if self._words.process_is_default else None
+        found: Cells = {}
+        for what, names in self._names.items():
+            cell = _cell(what, names, event, zeroed)
+            pointers = [found[one] for one in _reads(what.address)] if isinstance(what, Read) else []
+            found[what] = _guarded(cell, pointers) if pointers else cell
+        return found
+
+
+class Zeroed(NamedTuple):
+    """What is particular to the records of probes on programs (kernel/trace/trace_uprobe.c): memory that could not be
+    read is zeros in them; a string of 4096 bytes or more is none; and all the values of one have a page, so that a
+    string that ends where that does may have been cut."""
+
+    end: int
+
+
+def _reads(address: Expression) -> Iterator[Read]:
+    """The pointers that an address is computed of."""
+    if isinstance(address, Binary):
+        yield from _reads(address.left)
+        yield from _reads(address.right)
+    elif isinstance(address, Read):
+        yield address
+
+
+def _guarded(cell: Cell, pointers: Sequence[Cell]) -> Cell:
+    """What lies behind pointers, which must have been there themselves."""
+    return lambda raw: None if any(pointer(raw) is None for pointer in pointers) else cell(raw)
+
+
+def _ends(read: Read) -> Sequence[int]:
+    """The bytes of memory that tell whether there is any: pages are there or not, and a word lies in one."""
+    return (0, read.most_bytes - 1) if read.most_bytes > WORD_BYTES else (read.most_bytes - 1,)
 
 
 def _type(size_bytes: int) -> str:
@@ -208,23 +250,50 @@ def _type(size_bytes: int) -> str:
     raise Inexpressible(f"{size_bytes} bytes at once")
 
 
-def _cell(read: Expression, names: Tuple[str, ...], event: EventFormat) -> Cell:
+def _cell(read: Expression, names: Tuple[str, ...], event: EventFormat, zeroed: Optional[Zeroed]) -> Cell:
     fields = [event.field(name) for name in names]
     first, *rest = [field.offset for field in fields if field is not None]
     assert len(rest) == len(names) - 1
     if not isinstance(read, Read):
         return lambda raw: raw[first : first + WORD_BYTES]
     if read.kind == STRING:
-        most, behind = read.most_bytes - 1, rest[0]
-        return lambda raw: found[:most] if (found := _readable(raw, first, behind)) is not None else None
-    end, pairs = first + read.most_bytes, list(zip(rest[::2], rest[1::2]))
-    return lambda raw: raw[first:end] if all(_readable(raw, *pair) is not None for pair in pairs) else None
+        return _string_cell(read.most_bytes - 1, first, rest, zeroed)
+    end, ends = first + read.most_bytes, list(zip(_ends(read), rest))
+
+    def cell(raw: bytes) -> Optional[bytes]:
+        data = raw[first:end]
+        return data if all(_is_there(raw, at, data[place:], zeroed) for place, at in ends) else None
+
+    return cell
 
 
-def _readable(raw: bytes, at: int, behind: int) -> Optional[bytes]:
-    """A string, None where there was no memory; `behind` is the one that begins a byte later, for a string may be FAULT."""
+def _string_cell(most: int, first: int, rest: Sequence[int], zeroed: Optional[Zeroed]) -> Cell:
+    """A string, the word that it begins with and, where it is short enough to be fetched so, too, its bytes."""
+    word, bytes_at = rest[0], rest[1] if len(rest) > 1 else None
+
+    def cell(raw: bytes) -> Optional[bytes]:
+        found = _text_at(raw, first)
+        if found == FAULT and raw[word : word + WORD_BYTES] != FAULT + b"\0":
+            return None
+        if zeroed is not None and (found is None or (len(found) < most and _end_of(raw, first) >= zeroed.end)):
+            data = b"" if bytes_at is None else raw[bytes_at : bytes_at + most]
+            return data.partition(b"\0")[0] if data[:1].strip(b"\0") else None
+        return found[:most] if found is not None else None
+
+    return cell
+
+
+def _is_there(raw: bytes, at: int, data: bytes, zeroed: Optional[Zeroed]) -> bool:
+    """Whether there was memory where `data` is from; the string that begins there tells, as far as it was fetched."""
+    if zeroed is not None and data[0]:
+        return True
     found = _text_at(raw, at)
-    return None if found == FAULT and _text_at(raw, behind) != FAULT[1:] else found
+    return found is not None and (found != FAULT or FAULT.startswith(data[: len(FAULT)]))
+
+
+def _end_of(raw: bytes, at: int) -> int:
+    word = int.from_bytes(raw[at : at + 4], sys.byteorder)
+    return (word & 0xFFFF) + (word >> 16)
 
 
 def _text_at(raw: bytes, at: int) -> Optional[bytes]:
