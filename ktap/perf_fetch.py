@@ -353,9 +353,10 @@ def number_of(what: Expression, cells: Cells) -> Number64:
 
 
 def record_maker(recipe: Recipe, cells: Cells) -> Callable[[Instant], bytes]:
-    """Makes the record that a recipe describes; what could not be read is 0, a string that could not is none."""
-    texts = [part for part in recipe.parts if part.shape.letter == "S"]
-    fixed = [(part, _bytes_of(part, cells)) for part in recipe.parts if part.shape.letter != "S"]
+    """Makes the record that a recipe describes; what was not or could not be fetched is 0, or no string."""
+    parts = [part for part in recipe.parts if _is_known(part.what, cells)]
+    texts = [part for part in parts if part.shape.letter == "S"]
+    fixed = [(part, _bytes_of(part, cells)) for part in parts if part.shape.letter != "S"]
 
     def make(instant: Instant) -> bytes:
         record = bytearray(recipe.fixed_bytes)
@@ -370,6 +371,13 @@ def record_maker(recipe: Recipe, cells: Cells) -> Callable[[Instant], bytes]:
         return bytes(record)
 
     return make
+
+
+def _is_known(what: Expression, cells: Cells) -> bool:
+    """Whether all that a value takes is fetched; what nobody asks for is not."""
+    if isinstance(what, Binary):
+        return _is_known(what.left, cells) and _is_known(what.right, cells)
+    return what in cells if isinstance(what, (Read, Passed)) else True
 
 
 def _text(part: Part, cells: Cells, instant: Instant) -> bytes:

@@ -37,7 +37,8 @@ from ktap.perf_fetch import (
 )
 from ktap.perf_streams import Stream, Tools, chain_of
 from ktap.perf_values import Fill, Maker, Who, samples_of, tracepoint_fills
-from ktap.plan import Captured, Wanted
+from ktap.plan import Captured, Wanted, field_of
+from ktap.predicate import looked_at
 from ktap.registers import MACHINES, WORD_BYTES
 from ktap.tasks import Tasks
 
@@ -251,11 +252,23 @@ def fetches_of(event: Captured, machine: str) -> Fetches:
     wanted = event.wanted
     fetches = Fetches(Words(register_names(machine), wanted.context in USER_CONTEXTS))
     if event.kind.layout.item(RECORD) is not None and wanted.recipe is not None:
+        asked = places_asked(wanted)
         for part in wanted.recipe.parts:
-            fetches.add(part.what)
+            if asked is None or any(start <= part.offset < start + size for start, size in asked):
+                fetches.add(part.what)
     for read in (*event.case.reads, *event.case.members.values()):
         fetches.add(behind_record(read, wanted.recipe))
     return fetches
+
+
+def places_asked(wanted: Wanted) -> Optional[List[Tuple[int, int]]]:
+    """Where in its record an event's handlers and filters look: offset and size; None where they look at all of it."""
+    names = wanted.demand.variables
+    if wanted.format is None or "argstr" in names:
+        return None
+    fields = [field_of(wanted.format, ".".join(name.split(".")[:2])) for name in names]
+    found = [(field.offset, field.size) for field in fields if field is not None]
+    return found + [place for condition in wanted.filters for place in looked_at(condition)]
 
 
 def define(places: Sequence[Members], arguments: Sequence[str], group: OwnGroup) -> EventFormat:

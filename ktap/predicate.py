@@ -8,7 +8,7 @@ name is the event's field first, then one of CONTEXT.
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Iterator, Optional, Sequence, Tuple, Union
 
 from ktap.event_format import DATA_LOC, INLINE, INTEGER, POINTER, REL_LOC, RETVAL, TEXT, EventFormat, Field
 from ktap.glob import MOST_TEXT_BYTES, TEXT_VALUE_BYTES, Text, equal, glob_match, name_length, parse_glob
@@ -188,6 +188,17 @@ def looks_to(condition: Predicate) -> float:
     if isinstance(condition, Negated):
         return looks_to(condition.inner)
     return max(looks_to(part) for part in condition.parts)
+
+
+def looked_at(condition: Predicate) -> Iterator[Tuple[int, int]]:
+    """Where in the record a condition looks: offset and size."""
+    if isinstance(condition, Negated):
+        yield from looked_at(condition.inner)
+    elif isinstance(condition, (All, Some)):
+        for part in condition.parts:
+            yield from looked_at(part)
+    elif not isinstance(condition.subject, Running):
+        yield condition.subject.offset, condition.subject.size_bytes
 
 
 def needs_text(what: Predicate) -> bool:

@@ -9,7 +9,7 @@ from typing import Optional
 
 import pytest
 from c_program import MARKERS, compiled
-from tracing import trace
+from tracing import EVENTS, trace
 
 from ktap.demand import BYTES, USER, Binary, Expression, Number, Place, Read
 from ktap.elf import open_binary
@@ -141,6 +141,20 @@ def test_markers_of_a_program_and_their_semaphore(noted: Path, tier: str) -> Non
     traced = trace(script, [str(noted), "8"], tier=tier)
     assert traced.lines == [f"8\t{-28}\t{200}\t{160}\t{40}"]
     assert subprocess.run([str(noted), "5"]).returncode == 0
+
+
+@pytest.mark.live
+def test_operands_that_the_kernel_has_no_words_for_are_refused_where_they_are_read(noted: Path) -> None:
+    """Without BPF. A register and an index were once refused whoever asked for another operand."""
+    script = f"""
+    var negative = 0  var second = 0
+    trace sdt:{noted}:tested:always /arg1 < 0/ {{ negative += arg1  second += arg3 }}
+    trace_end {{ print(negative, second) }}
+    """
+    assert trace(script, [str(noted), "8"], tier=EVENTS).lines == [f"{-28}\t{7 * 20}"]
+    for more in ("arg2", "argstr"):
+        with pytest.raises(Refusal, match="computed of more than a value and an offset"):
+            trace(f"trace sdt:{noted}:tested:always {{ print({more}) }}", [str(noted), "1"], tier=EVENTS)
 
 
 @pytest.mark.live
