@@ -16,7 +16,7 @@ from ktap import kernel, links
 from ktap.functions import kernel_functions
 from ktap.live import LiveSource
 from tests.kills.commands import BACKENDS, Command
-from tests.kills.rounds import ATTACH, DETACH, RUN, Rounds
+from tests.kills.rounds import ATTACH, DETACH, Rounds
 from vm.diagnostic import Refusal
 from vm.limits import Limits
 
@@ -356,5 +356,5 @@ def test_nothing_is_left_when_it_is_killed(tmp_path: Path, backend: str) -> None
     command = Command(words, backend, "auto", ("kernel functions",), "everyone")
     with Rounds(tmp_path, 1) as rounds:
         measured = rounds.measure(command)
-        for phase in (ATTACH, RUN, DETACH):
+        for phase in (ATTACH, DETACH):
             assert rounds.kill(command, measured, phase).left == frozenset(), phase

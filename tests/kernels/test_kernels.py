@@ -24,7 +24,7 @@ TESTS = (
     "tests/kernels/without_bpf.py",
 )
 """What is run there."""
-TIMEOUT_S = 1200
+TIMEOUT_S = 1800
 
 
 @pytest.mark.root
