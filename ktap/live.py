@@ -31,7 +31,7 @@ from ktap.needs import Needs, needs
 from ktap.objects import Keep, Objects, Stale
 from ktap.plan import Captured, Wanted, captured, probes_of
 from ktap.resolve import Kernel, Resolver
-from ktap.settings import UNMADE, UNNAMED, Helpers, Options, Say, buffer_bytes, power_of_two, refusal
+from ktap.settings import UNMADE, UNNAMED, Helpers, Options, Say, buffer_bytes, missed_text, power_of_two, refusal
 from ktap.tracefs import TracepointName
 from ktap.transport import Buffer, OnDemand, Order
 from vm.diagnostic import Diagnostic, Refusal
@@ -49,10 +49,6 @@ BUSY_RECORDS = 2_000
 
 MOST_CAPTURED_BYTES = 60_000
 """Of one event: a perf record's size is a 16-bit number."""
-
-MISSED = "fired while the kernel was in a probe already"
-MISSED_RETURNS = "more calls were running than the kernel keeps, or it was in a probe already"
-"""What is said of calls that the kernel's own probes did not see."""
 
 
 class LiveSource:
@@ -426,8 +422,7 @@ class LiveSource:
         for label, link in self._attachment.counting:
             missed = misses(link) or 0
             if missed:
-                what = MISSED_RETURNS if label.partition(" ")[0].endswith("%return") else MISSED
-                found.append(Loss(what, label, missed))
+                found.append(Loss(missed_text(label), label, missed))
         return found
 
     def close(self) -> None:

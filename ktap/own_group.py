@@ -28,6 +28,7 @@ DEFINITION = re.compile(r"^\w+:([\w]+)/([\w]+)", re.M)
 REMOVING_S = 20.0
 """So long it is tried to remove what is still in use."""
 RETRY_S = 0.02
+PROFILE = "kprobe_profile"
 AT_ONCE = 20
 """So many lines are written to the kernel in one go; it takes a page."""
 
@@ -47,7 +48,7 @@ class OwnGroup:
         Raises OSError that says what the kernel did not take.
         """
         self.guard()
-        name = f"e{self._count}"
+        name = f"e{self._count}_{os.getpid()}"  # the kernel's profile of probes has no groups
         self._count += 1
         path = os.path.join(self._root, file)
         lines = [f"{head}:{self.name}/{name} {place}" for place in places]
@@ -81,6 +82,15 @@ class OwnGroup:
                 last = file.read().rpartition("error: ")[2].partition("\n")[0].strip()
             return f" ({last})" if last else ""
         return ""
+
+    def missed(self) -> Dict[str, int]:
+        """How often the kernel could not serve probes of its functions, by event, as far as it tells."""
+        found: Dict[str, int] = {}
+        with suppress(OSError), open(os.path.join(self._root, PROFILE)) as file:
+            for line in file:
+                name, _, missed = line.split()
+                found[name] = found.get(name, 0) + int(missed)
+        return found
 
     def directory(self, name: str) -> str:
         """The directory of an event."""

@@ -80,12 +80,21 @@ def place_streams(events: Members, tools: Tools) -> List[Stream]:
         if not members:
             continue
         places = by_place(members)
-        if fetches_of(members[0][1], tools.machine).arguments or len(places) > FEW:
+        if (
+            fetches_of(members[0][1], tools.machine).arguments
+            or len(places) > FEW
+            or counts_misses(members, tools.root)
+        ):
             for part in apart(places):
                 found += defined_streams(part, tools)
         else:
             found += [device_stream(number, event, tools) for number, event in members]
     return found
+
+
+def counts_misses(members: Members, root: str) -> bool:
+    """Whether the kernel counts the calls that it cannot show: of what is defined, where that may be done."""
+    return members[0][1].wanted.called is not None and os.access(os.path.join(root, "kprobe_events"), os.W_OK)
 
 
 def apart(places: Sequence[Members]) -> Sequence[Sequence[Members]]:
@@ -243,6 +252,7 @@ def _defined_stream(
         how=how,
         in_code=True,
         parts=parts if len(places) > 1 else None,
+        defined=event_format.name,
         functions=functions,
     )
 

@@ -52,7 +52,7 @@ from ktap.perf_streams import SLOW_NS, Stream, Tools, detach_ns, streams
 from ktap.perf_values import PARENT, layout_of, seen_by, who_of
 from ktap.plan import Captured, Wanted, captured, probes_of
 from ktap.resolve import Kernel, Resolver
-from ktap.settings import UNNAMED, Helpers, Options, buffer_bytes, power_of_two, refusal
+from ktap.settings import UNNAMED, Helpers, Options, buffer_bytes, missed_text, power_of_two, refusal
 from ktap.tasks import Change, NewTask, Tasks, read_change
 from ktap.tracefs import TracepointName
 from ktap.transport import TIME
@@ -105,6 +105,8 @@ class PerfSource:
         self._warned: Set[str] = set()
         self._group: Optional[OwnGroup] = None
         self._instance: Optional[PerfInstance] = None
+        self._missed: Dict[str, int] = {}
+        """By definition, before tracing began."""
         self._has_event_probes: Optional[bool] = None
         self._skipped: List[Tuple[str, OSError]] = []
         """Places that the kernel does not take."""
@@ -212,6 +214,7 @@ class PerfSource:
         if slow_ns >= SLOW_NS:
             self._say(f"the kernel will take about {round(slow_ns / 1e9)} s to let go of these events")
         self._look_for_programs()
+        self._missed = self._missed_by_probes()
         for opened in self._streams:
             for fd in opened.fds:
                 kernel.enable(fd)
@@ -424,6 +427,11 @@ class PerfSource:
                 found.append(Loss(FULL, opened.stream.label, total))
         if not counted:
             found += [Loss(FULL, f"processor {cpu}", count) for cpu, count in sorted(self._lost_records.items())]
+        missed = self._missed_by_probes()
+        for stream in (opened.stream for opened in self._streams if opened.stream.functions):
+            count = missed.get(stream.defined, 0) - self._missed.get(stream.defined, 0)
+            if count:
+                found.append(Loss(missed_text(stream.label), stream.label, count))
         if self._instance is not None:
             found += [Loss(TRACE_FULL, f"processor {cpu}", count) for cpu, count in self._instance.losses()]
         self._look_for_programs()
@@ -432,6 +440,10 @@ class PerfSource:
         if self._helpers.spaces is not None and self._helpers.spaces.lost:
             found.append(Loss(UNNAMED, "stacks of processes", self._helpers.spaces.lost))
         return found + (self._log.losses() if self._log is not None else [])
+
+    def _missed_by_probes(self) -> Dict[str, int]:
+        """Calls that the kernel did not show, by definition."""
+        return {} if self._group is None else self._group.missed()
 
     def _look_for_programs(self) -> None:
         """Say where BPF programs of others may keep events to themselves: the kernel samples none for which one returns 0."""

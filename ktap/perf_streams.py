@@ -94,6 +94,8 @@ class Stream(NamedTuple):
     """The functions that this is to trace."""
     parts: Optional[Callable[[], Sequence[Stream]]] = None
     """The same in smaller pieces, of which the kernel may refuse fewer; of a tracer's functions, as perf events."""
+    defined: str = ""
+    """The name of the event of ktap's group that it is."""
     functions: int = 0
     """How many probes of the kernel's functions it is, which are let go of one after the other."""
 

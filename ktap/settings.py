@@ -26,6 +26,10 @@ UNMADE = "the kernel could not make a table's entry at that moment"
 UNNAMED = "no room for what processes map, so some addresses have no names"
 """A loss: of no event, but of what the kernel told about processes."""
 
+MISSED = "fired while the kernel was in a probe already"
+MISSED_RETURNS = "more calls were running than the kernel keeps, or it was in a probe already"
+"""What is said of calls that the kernel's own probes did not see."""
+
 Say = Callable[[str], None]
 """Tells the user something that is no error."""
 FormatText = Callable[[EventFormat], Optional[TextOf]]
@@ -63,6 +67,11 @@ class Helpers(NamedTuple):
     """The C types the script knows, its own and the kernel's."""
     spaces: Optional[AddressSpaces] = None
     """What the memory of processes is known by, where the script names their code."""
+
+
+def missed_text(label: str) -> str:
+    """What is said of calls that the kernel's own probes did not see, of an event or several."""
+    return MISSED_RETURNS if label.partition(" ")[0].endswith("%return") else MISSED
 
 
 def buffer_bytes(buffers: int) -> int:

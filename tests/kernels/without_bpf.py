@@ -17,6 +17,7 @@ from ktap import links
 from ktap.functions import kernel_functions
 from ktap.own_group import definitions, group_of
 from ktap.perf_source import TRACE_FULL, PerfSource
+from ktap.settings import MISSED_RETURNS
 from vm.limits import Limits
 
 pytestmark = [
@@ -123,6 +124,25 @@ def test_all_functions_of_one_name_are_probed() -> None:
     assert isinstance(traced.source, PerfSource)
     assert len(traced.source.events) == len(functions)
     assert not any("left out" in notice for notice in traced.notices)
+
+
+SLEEPERS = 30
+SLEEPS = f"""
+import threading, time
+threads = [threading.Thread(target=time.sleep, args=(1.0,)) for _ in range({SLEEPERS})]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+"""More calls at once than the kernel keeps for the returns of one function."""
+
+
+def test_returns_that_the_kernel_did_not_see_are_counted() -> None:
+    script = "var n = 0 trace probe:hrtimer_nanosleep%return { n += 1 } trace_end { print(n) }"
+    traced = trace(script, python(SLEEPS), tier=EVENTS)
+    (seen,) = map(int, traced.lines)
+    (loss,) = traced.losses
+    assert seen < SLEEPERS <= seen + loss.events  # ktap sleeps too, and is missed like all others
+    assert (loss.what, loss.where) == (MISSED_RETURNS, "probe:hrtimer_nanosleep%return")
 
 
 EVENT_PROBES = {
