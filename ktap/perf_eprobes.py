@@ -18,7 +18,7 @@ from ktap.layout import Slot
 from ktap.own_group import OwnGroup
 from ktap.perf_event import TRACEPOINT as TRACEPOINT_TYPE
 from ktap.perf_event import Attribute
-from ktap.perf_fetch import Cells, Fetches, Inexpressible, Words, field_names
+from ktap.perf_fetch import Cells, Fetches, Inexpressible, Words, field_names, strings_bytes
 from ktap.perf_probes import format_of
 from ktap.perf_streams import Stream, Tools
 from ktap.perf_values import Fill, Maker, tracepoint_fills
@@ -27,6 +27,8 @@ from ktap.tracefs import TracepointName
 
 PLAIN = {INTEGER: "u", POINTER: "x"}
 FILE = "dynamic_events"
+MOST_INSTANCE_BYTES = 4000
+"""Of a record in an instance: it and a header have a page, also where the ring has larger ones (seen on Linux 6.12)."""
 TRIED = "sched.sched_switch"
 """A tracepoint that every kernel has."""
 
@@ -120,6 +122,7 @@ def eprobe_stream(number: int, event: Captured, tools: Tools) -> Stream:
         leaves_out_ktap=not event.case.of_ktap,
         how=how,
         traced=TracepointName(own.name, defined),
+        fits=strings_bytes(arguments) < MOST_INSTANCE_BYTES,
     )
 
 

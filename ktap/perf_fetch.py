@@ -17,7 +17,7 @@ from typing import AbstractSet, Callable, Dict, Iterator, List, Optional, Sequen
 
 from ktap.demand import OPERATORS, STRING, USER, Binary, Expression, Number, Passed, Place, Read, Symbol, Text, Value
 from ktap.event_format import EventFormat
-from ktap.fetch import COMM, Shape
+from ktap.fetch import COMM, MOST_STRING_BYTES, Shape
 from ktap.fetched import COMM_BYTES, FUNCTION, Part, Recipe
 from ktap.registers import MACHINES, SAMPLED, WORD_BYTES
 from vm.named_tuple import NamedTuple
@@ -179,14 +179,16 @@ class Fetches:
             self._names[what] = (self._argument(self._values, f"$arg{what.number}:u64"),)
 
     def _fetch(self, read: Read) -> Tuple[str, ...]:
-        text = pointer_text(read.address, 0, read.space == USER, self._words)
+        numbers = read.most_bytes in (1, 2, 4, 8) or read.kind == STRING
+        # there are no arrays behind `+u`; without it an address below TASK_SIZE is the process's, too
+        text = pointer_text(read.address, 0, read.space == USER and numbers, self._words)
         if read.kind == STRING:
             names = (self._string(self._values, read, 0), self._argument(self._values, f"{text}:u{8 * WORD_BYTES}"))
             if not self._words.process_is_default or read.most_bytes > MOST_BYTES_AT_ONCE:
                 return names
             return (*names, self._argument(self._values, f"{text}:{_type(read.most_bytes + 7 & ~7)}"))
         value = self._argument(self._values, f"{text}:{_type(read.most_bytes)}")
-        return (value, *(self._string(self._checks, read, end) for end in _ends(read)))
+        return (value, *(self._string(self._checks, read, end) for end in _ends(read, self._words.process_is_default)))
 
     def _string(self, arguments: List[str], read: Read, offset: int) -> str:
         text = pointer_text(read.address, offset, False, self._words)  # the type says whose it is
@@ -235,9 +237,14 @@ def _guarded(cell: Cell, pointers: Sequence[Cell]) -> Cell:
     return lambda raw: None if any(pointer(raw) is None for pointer in pointers) else cell(raw)
 
 
-def _ends(read: Read) -> Sequence[int]:
-    """The bytes of memory that tell whether there is any: pages are there or not, and a word lies in one."""
-    return (0, read.most_bytes - 1) if read.most_bytes > WORD_BYTES else (read.most_bytes - 1,)
+def _ends(read: Read, zeroed: bool) -> Sequence[int]:
+    """The bytes of memory that tell whether there is any: pages are there or not, and a word lies in one.
+
+    The string from each is as long as the text there. Of the kernel's functions the last byte has to do: a record of
+    perf has 8 KiB (PERF_MAX_TRACE_SIZE), and for a larger one the kernel drops the event and does not count it.
+    """
+    last = read.most_bytes - 1
+    return (0, last) if zeroed and read.most_bytes > WORD_BYTES else (last,)
 
 
 def _type(size_bytes: int) -> str:
@@ -258,13 +265,18 @@ def _cell(read: Expression, names: Tuple[str, ...], event: EventFormat, zeroed: 
         return lambda raw: raw[first : first + WORD_BYTES]
     if read.kind == STRING:
         return _string_cell(read.most_bytes - 1, first, rest, zeroed)
-    end, ends = first + read.most_bytes, list(zip(_ends(read), rest))
+    end, ends = first + read.most_bytes, list(zip(_ends(read, zeroed is not None), rest))
 
     def cell(raw: bytes) -> Optional[bytes]:
         data = raw[first:end]
         return data if all(_is_there(raw, at, data[place:], zeroed) for place, at in ends) else None
 
     return cell
+
+
+def strings_bytes(arguments: Sequence[str]) -> int:
+    """What the strings among fetch arguments take of a record at most."""
+    return MOST_STRING_BYTES * sum(argument.endswith("string") for argument in arguments)
 
 
 def _string_cell(most: int, first: int, rest: Sequence[int], zeroed: Optional[Zeroed]) -> Cell:

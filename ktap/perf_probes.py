@@ -34,6 +34,7 @@ from ktap.perf_fetch import (
     behind_record,
     record_maker,
     register_names,
+    strings_bytes,
 )
 from ktap.perf_streams import Stream, Tools, chain_of
 from ktap.perf_values import Fill, Maker, Who, samples_of, tracepoint_fills
@@ -56,6 +57,8 @@ REFUSED = frozenset({*uprobes.REFUSED, *links.REFUSED})
 FEW = 4
 """So many places are an event each; more of them are one definition, which the kernel lets go of all at once."""
 UNKNOWN_AT_RETURN = f"this kernel's definitions have no arguments of a call at its return; {KEEP}"
+MOST_PERF_BYTES = 8000
+"""Of a record of a kernel function (PERF_MAX_TRACE_SIZE, less a header); those of programs are cut to a page."""
 NUMBER = "number"
 """The argument of a definition that says which of its places it was."""
 
@@ -254,6 +257,7 @@ def _defined_stream(
         parts=parts if len(places) > 1 else None,
         defined=event_format.name,
         functions=functions,
+        fits=first.wanted.called is None or strings_bytes(fetches.arguments) < MOST_PERF_BYTES,
     )
 
 

@@ -63,6 +63,10 @@ from vm.program import Program
 TASK_RING_BYTES = 1 << 19
 LEAST_RING_BYTES = 1 << 15
 LONGEST_SLEEP_NS = 8_000_000
+UNCOUNTED = (
+    "the kernel has no room for long strings (write buffers, say) without BPF: events whose strings have more than about"
+    " 4000 bytes together, or 8000 at functions, are lost and not counted"
+)
 NEW_TASK = TracepointName("task", "task_newtask")
 """Tells which new processes have their maker's parent."""
 CLONE_PARENT = 0x8000
@@ -199,6 +203,8 @@ class PerfSource:
         self._open_rings(cpus)
         self._tasks.snapshot(time.monotonic_ns())
         self._log = KernelLog(events)
+        if not all(stream.fits for stream in wanted):
+            self._say(UNCOUNTED)
         traced, others = instance.open(wanted, bool(narrowing), self._skip)
         for stream in traced:
             self._streams.append(Opened(stream, [], reader(RAW, 0)))

@@ -88,6 +88,8 @@ class Stream(NamedTuple):
     """The tracepoint, where its samples have nothing but its record."""
     traced: Optional[TracepointName] = None
     """It comes through a tracefs instance, by this name."""
+    fits: bool = True
+    """The kernel has room for all that it may have to fetch: where it has not it drops the event, and does not count it."""
     tracer: str = ""
     """It comes from a tracer of functions, in an instance, by this name."""
     lines: Tuple[Line, ...] = ()

@@ -195,3 +195,30 @@ def test_definitions_go_with_ktap_however_it_ends() -> None:
         while group in definitions("/sys/kernel/tracing") or left.exists():  # the whole run has a limit of time
             time.sleep(0.2)
     assert f"ktap_{os.getpid()}" not in Path("/sys/kernel/tracing/kprobe_events").read_text()
+
+
+LONG = """
+import os
+fd = os.open("/dev/null", os.O_WRONLY)
+for n in range(20):
+    os.write(fd, b"q" * 9000); os.write(fd, b"short\\0")
+"""
+
+
+def test_the_beginning_of_long_buffers() -> None:
+    """Arrays behind `+u` are refused by the kernel, and a string from every byte that is looked at filled the record."""
+    script = """
+    trace probe:ksys_write /count == 9000 || count == 6/ { n[user_string(arg2, 5)] += 1  m[len(user_buf(arg2, 20))] += 1 }
+    trace_end { print(n.qqqqq, n.short, m[20]) }
+    """
+    assert trace(script, python(LONG), tier=EVENTS).lines == ["20\t20\t40"]
+
+
+def test_what_the_kernel_may_drop_uncounted_is_told() -> None:
+    script = """
+    trace syscalls:sys_enter_write /count == 6/ { n[user_string(args.buf)] += 1 }
+    trace_end { print(n.short) }
+    """
+    traced = trace(script, python(LONG), tier=EVENTS)
+    assert traced.lines == ["20"]
+    assert any("are lost and not counted" in notice for notice in traced.notices)

@@ -58,3 +58,10 @@ def test_pointers_to_nothing() -> None:
     }
     """
     assert both(script, code) == ["1\tname\t110", "2\t\t0"] * 3
+
+
+def test_what_the_kernel_may_drop_uncounted_is_told() -> None:
+    two = "trace probe:libc:rename { print(user_string(arg1), user_string(arg2)) }"
+    traced = trace(two, python(CALLS + "libc.rename(b'a', b'b')"), tier=EVENTS)
+    assert traced.lines[-1] == "a\tb"  # the strings of a program's functions are cut, and the event is there
+    assert not any("not counted" in notice for notice in traced.notices)
