@@ -30,8 +30,8 @@ class Body(NamedTuple):
     """Members of structures, by the variable that names them."""
     acts: bool = True
     """Whether it does anything."""
-    enters: bool = False
-    """Whether a function of a process begins where it runs, and it looks at the process's stack."""
+    enters: str = ""
+    """The space of a function that begins where it runs (see ktap.plan.enters), if it looks at a stack of that space."""
     touches: Tuple[demand.Read, ...] = ()
     """What it reads of the process that is probed."""
     late: Tuple[demand.Read, ...] = ()

@@ -21,6 +21,7 @@ from ktap.fetch import (
     FetchError,
     Shape,
     call_argument,
+    call_origin,
     instruction,
     parse_fetch,
     result,
@@ -212,14 +213,16 @@ class _Maker:
         record = self._record(prototype if words is not None else None, place)
         typed = prototype is not None and words is not None and (one or remembered(record.recipe))
         type_id = prototype.id if prototype is not None and typed else None
-        called = Called(name, address, written.offset, written.returns, type_id, words or 0, not one)
+        begins = not written.offset and not written.returns
+        hides = begins and self.context.machine.link is not None
+        called = Called(name, address, written.offset, written.returns, type_id, words or 0, not one, hides)
         named = record._replace(format=record.format._replace(name=shown if written.kind == PROBE else "function"))
         return Call(CALL_RETURN if written.returns else CALL, label, named.format.name, named, called)
 
     def _record(self, prototype: Optional[Prototype], place: Expression) -> Record:
         written = self.written
         if written.kind == FTRACE:
-            arguments: Sequence[Argument] = parse_fetch("parent_ip=$stack0:symbol", self.context)
+            arguments: Sequence[Argument] = [Argument("parent_ip", call_origin(self.context), Shape("y"))]
             first = Argument("ip", place, Shape("y"))
             record = record_of("", arguments, first, (), True)
             text = record.format.print_format.replace("(0x%lx)", "(%pS)", 1)

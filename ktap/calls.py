@@ -37,6 +37,8 @@ class Called(NamedTuple):
     """How many arguments it has."""
     many: bool = False
     """It is one of those that a glob means."""
+    hides_caller: bool = False
+    """Its caller is in a register where the event fires, and on no stack: it has made no frame yet."""
 
 
 FORGOTTEN = (

@@ -25,8 +25,9 @@ KERNEL_STACK, USER_STACK = "kernel_stack", "user_stack"
 """Slots of return addresses, 8 bytes each, innermost first."""
 READ, MEMBER = "read:", "member:"
 """Prefixes of slots: a memory read by its number, a member by its path."""
-CALLER = "caller"
-"""Slot: where a function of a process returns to, which its stack does not tell before it has made a frame."""
+CALLER, KERNEL_CALLER = "caller", "kernel_caller"
+"""Slots: where a function of a process, or of the kernel, returns to, which its stack does not tell before it has made a
+frame."""
 TASK, IN_INTERRUPT = "task", "in_interrupt"
 """Slots: the address of the running task, and bits of which one is set in an interrupt."""
 PARENT = "curtask.real_parent.tgid"
@@ -46,6 +47,8 @@ PLUMBING = (
 """How the symbols of frames between a raw tracepoint and its program begin."""
 PLUMBING_FRAMES = 6
 """As many of them there are at most."""
+TRAMPOLINES = ("kretprobe_trampoline", "__kretprobe_trampoline", "arch_rethook_trampoline", "return_to_handler")
+"""What functions return to whose returns are probed, in place of their callers."""
 
 BOOLEANS = (IN_INTERRUPT, "in_iowait")
 
@@ -88,6 +91,12 @@ class Plumbing(Dict[int, bool]):
             if not self[frame]:
                 return count
         return min(len(frames), PLUMBING_FRAMES)
+
+    def with_caller(self, frames: Tuple[int, ...], caller: int) -> Tuple[int, ...]:
+        """See with_caller; the same frames where a probe has already put itself in the caller's place."""
+        if caller and self._symbol_of(caller & 0xFFFFFFFFFFFFFFFF).startswith(TRAMPOLINES):
+            return frames
+        return with_caller(frames, caller)
 
 
 def stack_of(frames: Tuple[int, ...], space: str, pid: int) -> Stack:
@@ -183,9 +192,10 @@ class CapturedEvent:
         frames = Struct(f"={len(data) // 8}q").unpack(data)
         if self.kind.plumbing and space == demand.KERNEL:
             skip += self.plumbing.count(frames)
-        caller = self.places.get(CALLER)
-        if caller is not None and space == demand.USER:
-            frames = with_caller(frames, wrap(self.record[caller]))  # type: ignore[arg-type]  # the layout says Q
+        caller = self.places.get(KERNEL_CALLER if space == demand.KERNEL else CALLER)
+        if caller is not None:
+            add = self.plumbing.with_caller if space == demand.KERNEL else with_caller
+            frames = add(frames, wrap(self.record[caller]))  # type: ignore[arg-type]  # the layout says Q
         pid = self.value("pid") if space == demand.USER else 0
         return stack_of(frames[skip : skip + depth], space, pid if isinstance(pid, int) else 0)
 

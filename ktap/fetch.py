@@ -412,6 +412,12 @@ def call_argument(context: Context, number: int) -> Expression:
     return _place(part) if part is not None else stack_word(context, argument_slot(context.machine, number))
 
 
+def call_origin(context: Context) -> Expression:
+    """Where the function was called, at its first instruction."""
+    machine = context.machine
+    return stack_word(context, 0) if machine.link is None else _register(machine, machine.link)
+
+
 def call_arguments(context: Context, count: int) -> Sequence[Argument]:
     """The first arguments of a call, as `arg1` and so on."""
     return [Argument(f"arg{n}", call_argument(context, n), Shape("s")) for n in range(1, count + 1)]

@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING, Callable, Mapping
 
 from compiler.ir import Writer
 from ktap import demand
-from ktap.captured import ARGUMENTS, CALLER, IN_INTERRUPT, KERNEL_STACK, MEMBER, READ, RECORD, TASK, USER_STACK
+from ktap.calls import TYPED_CONTEXTS
+from ktap.captured import (
+    ARGUMENTS,
+    CALLER,
+    IN_INTERRUPT,
+    KERNEL_CALLER,
+    KERNEL_STACK,
+    MEMBER,
+    READ,
+    RECORD,
+    TASK,
+    USER_STACK,
+)
 from ktap.event_format import DATA_LOC, REL_LOC, EventFormat
 from ktap.layout import Layout, Slot, variable
 from ktap.registers import MACHINES
@@ -215,10 +227,15 @@ def _fill_caller(frame: Frame, slot: Slot, space: str, offset: int) -> None:
 
 
 def caller(frame: Frame) -> str:
-    """The return address of a function that has just been called: on the stack, or in the register for it."""
+    """The return address of a function that has just been called: on the stack, or in the register for it.
+
+    Typed programs have no registers, but stacks with all callers on them.
+    """
     w, machine = frame.w, MACHINES[frame.spec.machine]
-    if machine.stack_words == 0:
-        return w.load(8, "%ctx", machine.parts["lr"].offset)
+    if frame.spec.context in TYPED_CONTEXTS:
+        return "0"
+    if machine.link is not None:
+        return w.load(8, "%ctx", machine.registers[machine.link].offset)
     room = w.local(8, "word")
     w.store(8, 0, room)
     w.call("probe_read_user", room, 8, w.load(8, "%ctx", machine.registers[machine.stack].offset))
@@ -235,5 +252,6 @@ FILL: Mapping[str, Callable[[Frame, Slot, str, int], None]] = {
     TASK: _from("get_current_task"),
     IN_INTERRUPT: _fill_interrupt,
     CALLER: _fill_caller,
+    KERNEL_CALLER: _fill_caller,
 }
 """How the slots of one size are filled; those of varying size are in `_varying`."""

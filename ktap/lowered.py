@@ -304,7 +304,8 @@ class Lowering:
         accesses = surroundings.reads(event, names)
         acts = any(block.operations for block in flat.blocks)
         members = tuple(surroundings.members(event, names).items())
-        begins = enters(event) and calls(flat, "ustack")
+        begun = enters(event)
+        begins = begun if calls(flat, "stack" if begun == KERNEL else "ustack") else ""
         late = user_reads(demand, value_places(event, {})) if event.context == SYSCALL_ENTER else ()
         touched = user_reads(demand, value_places(event, {})) if event.context in USER_CONTEXTS else ()
         timed = surroundings.reads_time(flat)

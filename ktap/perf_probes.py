@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tupl
 from ktap import links, uprobes
 from ktap.calls import CALL_CONTEXTS, CALL_RETURN
 from ktap.capture import COUNTER, USER_CONTEXTS, USER_RETURN
-from ktap.captured import CALLER, MEMBER, READ, RECORD
+from ktap.captured import CALLER, KERNEL_CALLER, MEMBER, READ, RECORD
 from ktap.counters import REGISTER_BYTES
 from ktap.demand import Passed, Read
 from ktap.event_format import EventFormat, parse_format
@@ -177,9 +177,9 @@ def attribute_of(event: Captured, registers: Registers, machine: str) -> Attribu
     if layout.item(RECORD) is not None or event.case.reads or event.case.members:
         kind |= REGISTERS
     top = 0
-    if layout.item(CALLER) is not None:
+    if layout.item(CALLER) is not None or layout.item(KERNEL_CALLER) is not None:
         kind |= REGISTERS
-        if MACHINES[machine].stack_words:  # calls push the address
+        if MACHINES[machine].link is None:  # calls push the address
             kind, top = kind | USER_STACK_BYTES, WORD_BYTES
     frames, flags = chain_of([event])
     return Attribute(0, 0, 1, kind, flags, registers=registers.mask, stack_bytes=top, frames=frames)
@@ -362,8 +362,8 @@ def probe_fills(event: Captured, registers: Registers, cells: Cells, machine: st
             fills[slot.name] = _fetched(event, cells, event.case.reads[int(slot.name[len(READ) :])])
         elif slot.name.startswith(MEMBER):
             fills[slot.name] = _fetched(event, cells, event.case.members[slot.name[len(MEMBER) :]])
-        elif slot.name == CALLER:
-            fills[CALLER] = _caller(machine, instant_of)
+        elif slot.name in (CALLER, KERNEL_CALLER):
+            fills[slot.name] = _caller(machine, instant_of)
     return fills
 
 
@@ -393,9 +393,9 @@ def _fetched(event: Captured, cells: Cells, read: Read) -> Fill:
 def _caller(machine: str, instant_of: InstantOf) -> Fill:
     """Where a function returns to: on the stack, or in the register for it."""
     known = MACHINES[machine]
-    if known.stack_words:
+    if known.link is None:
         return lambda sample, who, tasks: int.from_bytes(sample.stack[:WORD_BYTES], sys.byteorder)
-    at = known.parts["lr"].offset
+    at = known.registers[known.link].offset
     return lambda sample, who, tasks: int.from_bytes(
         instant_of(sample, who, tasks).registers[at : at + WORD_BYTES], sys.byteorder
     )

@@ -27,6 +27,7 @@ from ktap.captured import (
     ARGUMENTS,
     CALLER,
     IN_INTERRUPT,
+    KERNEL_CALLER,
     KERNEL_STACK,
     MEMBER,
     PLUMBING_FRAMES,
@@ -102,9 +103,11 @@ class Wanted(NamedTuple):
     """Handlers that run in the kernel; `probes` are then those that do not."""
 
 
-def enters(wanted: Wanted) -> bool:
-    """Whether a function of a process begins where the event fires."""
-    return wanted.context == USER_ENTRY and wanted.spot is not None and wanted.spot.starts
+def enters(wanted: Wanted) -> str:
+    """The space of a function that begins where the event fires, if its stack does not tell its caller yet; else empty."""
+    if wanted.called is not None and wanted.called.hides_caller:
+        return demand.KERNEL
+    return demand.USER if wanted.context == USER_ENTRY and wanted.spot is not None and wanted.spot.starts else ""
 
 
 def has_plumbing(context: str) -> bool:
@@ -169,8 +172,11 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
     late_filters = at_entry and any(reads_process(condition) for condition in wanted.filters)
     late = late_filters or (at_entry and any(read.space != demand.KERNEL for read in wanted.demand.reads))
     slots: List[Slot] = context_slots(wanted.demand, late)
-    if wanted.demand.user_stack and enters(wanted):
+    begun = enters(wanted)
+    if wanted.demand.user_stack and begun == demand.USER:
         slots.append(integer(CALLER, "Q"))
+    if wanted.demand.kernel_stack and begun == demand.KERNEL:
+        slots.append(integer(KERNEL_CALLER, "Q"))
     reads: List[demand.Read] = []
     placed: List[demand.Read] = []
     place_of = value_places(wanted, symbols)

@@ -248,9 +248,9 @@ class FrameEnvironment:
         """See Environment.plumbing."""
         return has_plumbing(self.frame.spec.context)
 
-    def caller(self) -> str:
+    def caller(self, space: str) -> str:
         """See Environment.caller."""
-        return caller(self.frame) if self.enters else "0"
+        return caller(self.frame) if self.enters == space else "0"
 
     def number(self, name: str) -> str:
         """See Environment.number."""

@@ -415,7 +415,7 @@ def unpack_bytes(kind: Type, data: bytes, plumbing: Plumbing) -> object:
     if kind.can_be("user stack"):
         return stack_of(with_caller(frames, caller)[skip : skip + depth], "user", owner)
     skip += plumbing.count(frames) if owner else 0
-    return stack_of(frames[skip : skip + depth], "kernel", 0)
+    return stack_of(plumbing.with_caller(frames, caller)[skip : skip + depth], "kernel", 0)
 
 
 def pack_value(kind: Type, value: object, size_bytes: int) -> bytes:

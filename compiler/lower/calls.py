@@ -101,13 +101,13 @@ def _number_read(helper: str, size: int) -> Emit:
 
 
 def _kernel_stack(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
-    plumbing = emitter.environment.plumbing
-    return _stack(emitter, operation, result, str(int(plumbing)), "0", 0)
+    environment = emitter.environment
+    return _stack(emitter, operation, result, str(int(environment.plumbing)), environment.caller("kernel"), 0)
 
 
 def _user_stack(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
     environment = emitter.environment
-    pid, caller = environment.event("pid", emitter.texts).number, environment.caller()
+    pid, caller = environment.event("pid", emitter.texts).number, environment.caller("user")
     return _stack(emitter, operation, result, pid, caller, USER_STACK_FLAG)
 
 

@@ -93,8 +93,8 @@ class Environment(Protocol):
     def plumbing(self) -> bool:
         """Whether a kernel stack may begin with frames that lead to the program itself."""
 
-    def caller(self) -> str:
-        """Where the function of a process that begins here returns to, as an i64; 0 where none begins."""
+    def caller(self, space: str) -> str:
+        """Where a function of the `kernel`, or of a process (`user`), returns to that begins here, as an i64; else 0."""
 
     def number(self, name: str) -> str:
         """A number that is known at load time (`realtime_offset`), as an i64."""
