@@ -121,6 +121,9 @@ def find_calls(text: str, condition: Optional[str], wanted: Demand, where: Where
         raise NoCall(f"the registers of {where.machine} are not known, so functions cannot be probed", status=3)
     if not where.functions().can_be_probed():
         raise _no_probes(written)
+    if written.offset % machine.instruction_bytes:
+        hint = f"instructions of this processor are at multiples of {machine.instruction_bytes}"
+        raise NoCall(f"`{text}`: no instruction starts there", hint)
     places = _places(written, where)
     if len(places) > where.most_probes:
         raise NoCall(

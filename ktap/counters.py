@@ -65,8 +65,10 @@ ACCESSES = {
     "prefetches": (2, 0),
     "prefetch-misses": (2, 1),
 }
-MODES = {"r": 3, "w": 2, "rw": 3, "x": 4}
-"""What a watchpoint waits for (HW_BREAKPOINT_*); no processor tells reads from writes, so `r` is both."""
+MODES = {"r": 1, "w": 2, "rw": 3, "x": 4}
+"""What a watchpoint waits for (HW_BREAKPOINT_*)."""
+READS = {"x86_64": 3}
+"""What `r` is where the processor cannot wait for reads alone: both."""
 SIZES = (1, 2, 4, 8)
 INSTRUCTION = {"x86_64": (8, 1), "aarch64": (4, 4)}
 """Of a watchpoint that waits for an instruction: the size that the kernel wants, whatever the instruction's is, and what
@@ -75,7 +77,7 @@ MANY, EACH = 1_000_000, 1
 """Periods where none is written: of what happens all the time, and of what is an event by itself."""
 REGISTER_BYTES = {"x86_64": 168, "aarch64": 272}
 """Size of the registers in struct bpf_perf_event_data, which the period and the address follow."""
-USER_END = 1 << 47
+USER_END = 1 << 63
 """Addresses of processes are below it, the kernel's above."""
 
 
@@ -173,9 +175,8 @@ def _watchpoint(rest: str, machine: Machine) -> CounterEvent:
     value = Read(space, BYTES, Number(wrap(address)), size)
     arguments = [Argument("ip", ip, Shape("x")), Argument("value", value, Shape("s", size))]
     record = record_of(place, arguments, Argument("addr", Number(wrap(address)), Shape("x")), (), True)
-    counter = kernel.Counter(
-        BREAKPOINT, 0, EACH, breakpoint=MODES[mode], config1=address & (1 << 64) - 1, config2=watched
-    )
+    kind = READS.get(machine.name, MODES[mode]) if mode == "r" else MODES[mode]
+    counter = kernel.Counter(BREAKPOINT, 0, EACH, breakpoint=kind, config1=address & (1 << 64) - 1, config2=watched)
     return CounterEvent("", place, counter, record)
 
 

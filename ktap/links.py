@@ -34,6 +34,7 @@ RETURNS = 1
 DEVICE = "/sys/bus/event_source/devices/kprobe/type"
 
 
+NOT_THERE = "the kernel takes no probe on an instruction that it changes itself, or that works only where it stands"
 NAMES = {FENTRY: "fentry", FEXIT: "fexit", KPROBE_MULTI: "kprobe multi", 0: "kprobe"}
 """What the ways are called."""
 PERF_EVENT_LINK = 41
@@ -78,7 +79,15 @@ def groups(events: Sequence[Tuple[int, Captured]]) -> List[List[Tuple[int, Captu
                 known.append(event.case)
             identity = cases[id(event.case)] = known.index(event.case)
         found.setdefault((event.wanted.context, identity, called.offset != 0), []).append((number, event))
-    return list(found.values())
+    return sorted(found.values(), key=lambda group: wants_link(group[0][1]))
+
+
+def wants_link(event: Captured) -> bool:
+    """Whether an event wants to know from a register where the function will return to. It is attached after the returns
+    of that function, since of probes at one place the last one set runs first, and one of a return changes the register.
+    """
+    at_entry = event.wanted.called is not None and event.wanted.called.hides_caller
+    return at_entry and (event.wanted.demand.kernel_stack > 0 or any(body.enters for body in event.case.bodies))
 
 
 def wants_multi(places: Sequence[Place]) -> bool:
@@ -209,10 +218,11 @@ def open_probe(called: Called, returns: bool) -> int:
             counter, kernel.online_cpus()[0], what=called.symbol
         )  # its program runs on all processors
     except OSError as error:
-        if error.errno != errno.EILSEQ:
+        if error.errno != errno.EILSEQ and not (error.errno == errno.EINVAL and called.offset):
             raise
         what = f"{called.symbol}+{called.offset:#x}"
-        raise OSError(error.errno, "no instruction starts there", what) from error
+        why = "no instruction starts there" if error.errno == errno.EILSEQ else NOT_THERE
+        raise OSError(error.errno, why, what) from error
 
 
 def misses(link: int) -> Optional[int]:

@@ -79,7 +79,7 @@ def place_streams(events: Members, tools: Tools) -> List[Stream]:
             key = (event.wanted.context, tuple(fetches.arguments), event.kind.layout)
             groups.setdefault(key, []).append((number, event))
     found += traced_streams(groups, tools)
-    for members in groups.values():
+    for members in sorted(groups.values(), key=lambda members: bool(members) and links.wants_link(members[0][1])):
         if not members:
             continue
         places = by_place(members)

@@ -38,6 +38,8 @@ class Machine(NamedTuple):
     """Words between the stack pointer and the first argument that found no register, when a function begins."""
     link: Optional[str] = None
     """Which register has the address that a function returns to, when it begins; None where that is on the stack."""
+    instruction_bytes: int = 1
+    """What addresses of instructions are multiples of."""
 
 
 def _in_order(names: str) -> Dict[str, Part]:
@@ -75,7 +77,7 @@ def _arm_parts() -> Dict[str, Part]:
 MACHINES: Mapping[str, Machine] = {
     "x86_64": Machine("x86_64", X86, _x86_parts(), ("di", "si", "dx", "cx", "r8", "r9"), "ax", "sp", "ip", 1),
     "aarch64": Machine(
-        "aarch64", ARM, _arm_parts(), tuple(f"x{number}" for number in range(8)), "x0", "sp", "pc", 0, "x30"
+        "aarch64", ARM, _arm_parts(), tuple(f"x{number}" for number in range(8)), "x0", "sp", "pc", 0, "x30", 4
     ),
 }
 """By machine, as uname -m names it."""
