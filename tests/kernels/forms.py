@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Dict, Iterator, List, Sequence, Tuple
 
 import pytest
+from processor import HERE, words
 from tracing import EVENTS, python, trace
 
 from ktap import links, tracefs
@@ -46,9 +47,10 @@ RETURNS = (
     "dfd=$arg1:s32 name=+0($arg2):ustring flags=+0($arg3):x64 r=$retval:s32",
 )
 """Arguments at a return from Linux 6.9 on."""
+PATH_AT, ARGV_AT = HERE.execve_arguments, HERE.execve_arguments + HERE.second_argument
 EXECUTED = (
-    "argv=+u0(+104(%di)):ustring[2] path=+0(+112(%di)):ustring",
-    'first=+u0(+104(%di)):ustring[1] text=\\"con/stant" empty=\\"":string n=\\7:u8',
+    f"argv=+u0(+{ARGV_AT}(%di)):ustring[2] path=+0(+{PATH_AT}(%di)):ustring",
+    f'first=+u0(+{ARGV_AT}(%di)):ustring[1] text=\\"con/stant" empty=\\"":string n=\\7:u8',
 )
 """Of the registers that a program had when it called execve."""
 APART = re.compile(r"\[|b\d+@|%return")
@@ -75,11 +77,11 @@ os.execv("/bin/true", ["/bin/true", "an argument"])
 Probe = Tuple[str, str]
 """A function, with %return or not, and the fetch arguments."""
 PROBES: List[Probe] = [
-    *(("do_sys_openat2", fetch) for fetch in ENTRIES),
-    *(("do_sys_openat2%return", fetch) for fetch in RETURNS),
+    *(("do_sys_openat2", words(fetch)) for fetch in ENTRIES),
+    *(("do_sys_openat2%return", words(fetch)) for fetch in RETURNS),
     *(("vfs_write", fetch) for fetch in TYPED),
     *(("vfs_write%return", fetch) for fetch in TYPED_RETURNS),
-    *(("__x64_sys_execve", fetch) for fetch in EXECUTED),
+    *((HERE.execve, words(fetch)) for fetch in EXECUTED),
 ]
 
 
@@ -164,7 +166,7 @@ def comparable(text: str) -> str:
         ("a=file->f_falgs", 2, "has no member `f_falgs`"),
         ("a=fiel", 2, "no value: `fiel`"),
         ("a=%zz", 2, "no register `%zz`"),
-        ("a=%si:string[2]", 12, "only memory can be an array"),
+        (words("a=%si:string[2]"), 12, "only memory can be an array"),
     ],
 )
 def test_what_is_wrong(fetch: str, at: int, message: str) -> None:
@@ -177,7 +179,7 @@ def test_what_is_wrong(fetch: str, at: int, message: str) -> None:
 
 def test_a_symbol_as_a_string() -> None:
     """Asked for it, Linux 6.12 has been seen to crash in its own code, so it is not asked here."""
-    script = "trace probe:vfs_write n=%dx a=%ip:symbol b=%ip:symstr /n == 5/ { print(argstr) }"
+    script = words("trace probe:vfs_write n=%dx a=%ip:symbol b=%ip:symstr /n == 5/ { print(argstr) }")
     (line,) = trace(script, python(CODE)).lines
     shown = re.fullmatch(r"vfs_write: \(.*\) n=0x5 a=(vfs_write\+0x\w+/0x\w+) b=\"(.*)\"", line)
     assert shown is not None and shown[1] == shown[2], line

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Sequence
 
 import pytest
+from processor import HERE, words
 from tracing import EVENTS, python, trace
 
 from ktap import links
@@ -25,8 +26,6 @@ pytestmark = [
     pytest.mark.skipif(links.probe_type() is None, reason="this kernel cannot probe its functions"),
 ]
 CALLS = 100
-SECOND = "+0x4" if Path("/sys/kernel/tracing/available_filter_functions_addrs").exists() else "+0x5"
-"""Where the second instruction of a function is: see functions.py."""
 WORK = f"""
 import os
 fd = os.open("/dev/null", os.O_RDWR)
@@ -43,7 +42,7 @@ SCRIPTS = {
     var a = 0  var b = 0  var c = 0
     trace probe:write_null {{ a += 1 }}
     trace probe:write_null%return {{ b += retval }}
-    trace probe:write_null{SECOND} {{ c += 1 }}
+    trace probe:write_null{HERE.within} {{ c += 1 }}
     trace_end {{ print(a, b, c) }}
     """,
     "globs": """
@@ -75,7 +74,7 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_same_as_with_bpf(name: str) -> None:
-    with_bpf, without = (trace(SCRIPTS[name], python(WORK), tier=tier) for tier in ("vm", EVENTS))
+    with_bpf, without = (trace(words(SCRIPTS[name]), python(WORK), tier=tier) for tier in ("vm", EVENTS))
     for traced in (with_bpf, without):
         assert not traced.losses and not traced.faults
     assert with_bpf.lines
@@ -177,12 +176,13 @@ def test_event_probes_fetch_the_same(name: str) -> None:
 def test_stacks_begin_with_the_function() -> None:
     script = "trace probe:write_null { print(stack(8))  exit() }"
     names = [line.strip().partition("+")[0] for line in trace(script, python(WORK), tier=EVENTS).lines]
-    assert names[0] == "write_null" and "do_syscall_64" in names
+    assert names[0] == "write_null" and HERE.system_call in names
 
 
 def test_definitions_go_with_ktap_however_it_ends() -> None:
     script = (
-        "trace probe:do_sys_openat2 f=+0(%si):ustring { n[args.f] += 1 } trace probe:vfs_[rw]* { n[probename] += 1 }"
+        words("trace probe:do_sys_openat2 f=+0(%si):ustring { n[args.f] += 1 }")
+        + " trace probe:vfs_[rw]* { n[probename] += 1 }"
     )
     for number in (signal.SIGTERM, signal.SIGKILL):
         command: Sequence[str] = [sys.executable, "-m", "ktap", "--backend", "perf", "-e", script]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Iterator, List
 
 import pytest
+from processor import words
 from tracing import EVENTS, trace
 
 from ktap import tracefs
@@ -21,7 +22,6 @@ from vm.diagnostic import Refusal
 pytestmark = [
     pytest.mark.live,
     pytest.mark.root,
-    pytest.mark.skipif(os.uname().machine != "x86_64", reason="the registers are those of x86-64"),
 ]
 CALLS = 3
 ENTRIES = [
@@ -94,7 +94,7 @@ def kernels_text(definition: str, program: Path) -> List[str]:
 
 @pytest.mark.parametrize("returns, fetch", [(False, text) for text in ENTRIES] + [(True, text) for text in RETURNS])
 def test_texts_agree(fixed: Path, returns: bool, fetch: str) -> None:
-    fetch = fetch.replace("\\\\", "\\")
+    fetch = words(fetch.replace("\\\\", "\\"))
     offset = next(function.offset for function in open_binary(str(fixed)).functions if function.name == "work")
     wanted = kernels_text(f"{'r' if returns else 'p'} {fixed}:{offset:#x} {fetch}", fixed)
     assert len(wanted) == CALLS
@@ -105,7 +105,7 @@ def test_texts_agree(fixed: Path, returns: bool, fetch: str) -> None:
 
 def test_constant_strings(fixed: Path) -> None:
     """The kernel's own events on programs show them as (fault): it looks for the text in the program's memory."""
-    fetch = 'text=\\"con/st, ant" none=\\"":string n=%di:u16 last=\\"é"'
+    fetch = words('text=\\"con/st, ant" none=\\"":string n=%di:u16 last=\\"é"')
     script = f"trace probe:{fixed}:work {fetch} /text ~ 'con*'/ {{ print(args.text, args.n, args.last, argstr) }}"
     shown = '(0x{:x}) text="con/st, ant" none="" n={} last="é"'
     place = next(function.offset for function in open_binary(str(fixed)).functions if function.name == "work")
@@ -116,7 +116,7 @@ def test_constant_strings(fixed: Path) -> None:
 
 def test_strings_of_an_array_are_a_table(fixed: Path) -> None:
     script = f"""
-    trace probe:{fixed}:work words=+24(%dx):string[3] {{
+    trace probe:{fixed}:work {words("words=+24(%dx):string[3]")} {{
         n[args.words[1], len(args.words)] += 1
         for (k, word in sort_pairs(args.words)) {{ print(k, word) }}
     }}
@@ -128,13 +128,14 @@ def test_strings_of_an_array_are_a_table(fixed: Path) -> None:
 
 
 def test_as_many_strings_as_an_array_can_have(fixed: Path) -> None:
-    script = f"trace probe:{fixed}:work a=+24(%dx):string[64] b=+24(%dx):string[64] {{ print(args.a[3], args.b[1]) }}"
+    fetch = words("a=+24(%dx):string[64] b=+24(%dx):string[64]")
+    script = f"trace probe:{fixed}:work {fetch} {{ print(args.a[3], args.b[1]) }}"
     assert trace(script, [str(fixed), str(CALLS)]).lines == ["three\tone"] * CALLS
 
 
 def test_strings_of_an_event_that_somebody_has_defined(fixed: Path) -> None:
     offset = next(function.offset for function in open_binary(str(fixed)).functions if function.name == "work")
-    fetch = "words=+24(%dx):string[3] n=%di:u8"
+    fetch = words("words=+24(%dx):string[3] n=%di:u8")
     with uprobe_event(f"p {fixed}:{offset:#x} {fetch}") as instance:
         (directory,) = (instance / "events").glob("ktap_test_*")
         script = f"trace {directory.name}:work {{ print(args.words[1], args.words[2], args.words[3], arg2, argstr) }}"

@@ -16,6 +16,7 @@ import pytest
 from c_program import MANY, WORK, compiled
 from conftest import Ktap
 from probed import message, run
+from processor import words
 from tracing import EVENTS, TRANSPORTS, trace
 
 from ktap import kernel, uprobes
@@ -77,13 +78,11 @@ def test_all_that_is_known_of_a_call(work: Path) -> None:
 def test_fetch_arguments_and_filters(work: Path, tier: str) -> None:
     fetch = "n=%di:s32 name=+0(%si):string short=+4(+8(%dx)):u16 first=+0(+8(%dx)):s32 bits=+24(+8(%dx)):b8@8/32"
     script = f"""
-    trace probe:{work}:work {fetch} /n >= 3 && name != "path-4"/ {{
+    trace probe:{work}:work {words(fetch)} /n >= 3 && name != "path-4"/ {{
         print(arg1, args.name, args.short, args.first, args.bits)
     }}
     trace probe:{work}:work%return /retval == 150/ {{ print("first") }}
     """
-    if os.uname().machine != "x86_64":
-        pytest.skip("the registers are those of x86-64")
     assert run(script, work, 6, tier=tier).lines == ["first", "3\tpath-3\t77\t-5\t18", "5\tpath-5\t77\t-5\t18"]
 
 
@@ -321,14 +320,12 @@ def test_memory_that_the_program_has_not_looked_at(tmp_path: Path, tier: str, sh
         "call": f"""trace probe:{program}:take {{
             print(user_string(arg1), user_string(arg2), user_string(user_u64(arg3)), stringof(ustack(1)))
         }}""",
-        "fetched": f"""trace probe:{program}:take s=+0(%di):string t=+0(%si):string n=+0(+0(%dx)):string {{
+        "fetched": f"""trace probe:{program}:take {words("s=+0(%di):string t=+0(%si):string n=+0(+0(%dx)):string")} {{
             print(args.s, args.t, args.n, stringof(ustack(1)))
         }}""",
     }[shown]
     if tier == "kernel":
         script = script.replace(", stringof(ustack(1))", "")
-    if shown == "fetched" and os.uname().machine != "x86_64":
-        pytest.skip("the registers are those of x86-64")
     (line,) = run(script, program, tier=tier, buffer="ring").lines
     assert line.split("\t")[:3] == ["cold string", "acrossing", "cold string"]
     assert tier == "kernel" or line.split("\t")[3] == "take+0x0 [program]"
@@ -399,7 +396,7 @@ def test_what_is_not_there(work: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_with_fetch_arguments_is_shown_in_its_place(work: Path) -> None:
-    script = f"trace probe:{work}:leaf n=%di m=%dii {{ }}"
+    script = words(f"trace probe:{work}:leaf n=%di m=%dii {{ }}")
     with pytest.raises(Refusal) as caught:
         trace(script, duration_s=0.1)
     diagnostic = caught.value.diagnostics[0]

@@ -140,7 +140,7 @@ def test_stacks_of_the_kernel_begin_where_the_event_fired(tier: str) -> None:
 @pytest.mark.parametrize("tier", TIERS)
 def test_threads_of_the_kernel_have_no_user_stack(tier: str) -> None:
     script = """
-    trace sched:sched_switch { if (pid == 2 || execname == "ksoftirqd/0" || execname == "rcu_preempt") { print(ustack()) exit() } }
+    trace sched:sched_switch { if (pid == 2 || execname == "ksoftirqd/0" || execname == "rcu_preempt" || execname == "rcu_sched") { print(ustack()) exit() } }
     """
     lines = trace(script, tier=tier, duration_s=5).lines
     assert lines[:1] == ["[no user stack]"]

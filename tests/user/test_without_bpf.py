@@ -12,6 +12,7 @@ from typing import Sequence
 
 import pytest
 from c_program import compiled
+from processor import words
 from tracing import EVENTS, Traced, python, trace
 
 from ktap.libraries import find_file
@@ -46,8 +47,8 @@ def both(script: str, command: Sequence[str]) -> tuple[Traced, Traced]:
     "script",
     [
         "trace probe:libc:access { print(probename, user_string(arg1), arg2 & 0xffffffff, argstr != nil, execname) }",
-        "trace probe:libc:access path=+0(%di):string mode=%si:u32 first=+0(%di):u8 /mode == 4/"
-        " { print(args.path, args.mode, args.first) }",
+        words("trace probe:libc:access path=+0(%di):string mode=%si:u32 first=+0(%di):u8 /mode == 4/")
+        + " { print(args.path, args.mode, args.first) }",
         "trace probe:libc:getenv name=+0($arg1):string /name ~ 'H*' || name == '(fault)'/ { n[args.name] += 1 }"
         " trace_end { print(n['HOME'], n['(fault)']) }",
         "trace probe:libc:strtol%return { n[retval, probename] += 1 } trace_end { print(n[1234, 'strtol']) }",
@@ -162,7 +163,10 @@ def test_killed_with_all_its_helpers_the_next_run_cleans_up(environment: dict[st
 def test_a_place_that_the_kernel_refuses_is_left_out_of_many(tmp_path: Path) -> None:
     """An instruction that it cannot step over, among functions that are all one definition."""
     source = "\n".join(f"__attribute__((noipa)) int each_{n}(int x) {{ return x + {n}; }}" for n in range(8))
-    source += '\n__asm__(".globl each_bad\\n.type each_bad, @function\\neach_bad: hlt\\nret\\n.size each_bad, 2\\n");'
+    source += (
+        '\n__asm__(".globl each_bad\\n.type each_bad, @function\\neach_bad: hlt #0\\nret\\n.size each_bad, 8\\n");'
+    )
+    source = source if os.uname().machine == "aarch64" else source.replace("hlt #0", "hlt")
     calls = " + ".join(f"each_{n}(argc)" for n in range(8))
     program = compiled(
         tmp_path / "each",

@@ -1,0 +1,39 @@
+"""The same on another processor: arm64 kernels, emulated, each booted once. `make test-arm64` runs this, nothing else does."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from kernels import boot
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TESTS = (
+    "tests/live/test_counting.py::test_every_call_is_counted",
+    "tests/live/test_reads.py::test_the_running_task",
+    "tests/live/test_filters.py::test_strings_behind_a_data_loc",
+    "tests/kernels/functions.py",
+    "tests/kernels/forms.py",
+    "tests/kernels/without_bpf.py",
+    "tests/user/test_argstr.py",
+    "tests/user/test_counters.py",
+    "tests/user/test_functions.py::test_entries_and_returns",
+    "tests/user/test_markers.py",
+)
+TIMEOUT_S = 3600
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("release", boot.ARM_KERNELS)
+def test_on_arm64(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    command = ["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", *TESTS]
+    output = io.BytesIO()
+    try:
+        status = boot.boot(release, command, output, boot.Machine(timeout_s=TIMEOUT_S))
+    except boot.Unavailable as error:
+        pytest.skip(str(error))
+    text = output.getvalue().decode(errors="replace")
+    print(text)
+    assert status == 0, text
