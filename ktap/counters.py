@@ -114,7 +114,7 @@ def find_counter(text: str, machine_name: str) -> CounterEvent:
     if machine is None:
         raise NoCounter(f"the registers of {machine_name} are not known", status=3)
     kind, _, rest = text.partition(":")
-    event = _watchpoint(rest, machine) if kind == "watch" else _counter(rest, machine)
+    event = find_watchpoint(rest, machine) if kind == "watch" else _counter(rest, machine)
     _check(event)
     return event._replace(label=text)
 
@@ -157,7 +157,8 @@ def _configuration(name: str) -> Tuple[int, int, int]:
     raise NoCounter(f"no counter `{name}`", hint)
 
 
-def _watchpoint(rest: str, machine: Machine) -> CounterEvent:
+def find_watchpoint(rest: str, machine: Machine) -> CounterEvent:
+    """The event of `watch:…` without its kind, whether or not the processor has one left. Raises NoCounter."""
     place, _, behind = rest.partition(":")
     size_text, _, mode = behind.partition(":")
     try:
