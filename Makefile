@@ -1,6 +1,7 @@
 # make run    sets ktap up and traces this machine for three seconds
 # make test   sets up what the tests need and runs them all
 # make test-kernels  boots other kernels in an emulated machine and runs the tests of kernel functions there
+# make test-arm64  the same with arm64 kernels and arm64's own programs (downloads some 200 MB once, takes half an hour)
 # make fuzz    draws 20,000 scripts with events and compares what the VM and the kernel tell (FUZZ="--programs 500")
 # make kills   kills ktap 200 times while it attaches, runs and detaches, and looks for what remains (KILLS="--rounds 50")
 # make lint bench clean
@@ -10,7 +11,7 @@
 # Where this directory cannot be written and nobody has set ktap up in it, they work on a copy.
 
 .DEFAULT_GOAL := run
-.PHONY: run test test-kernels fuzz kills lint bench clean compiled packages emulator tracefs
+.PHONY: run test test-kernels test-arm64 fuzz kills lint bench clean compiled packages emulator tracefs
 .ONESHELL:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -19,6 +20,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON   := /usr/bin/python3
 VENV     := .venv
 KTAP     := $(VENV)/bin/ktap
+QEMU     := qemu-system-x86_64
 EMULATOR := qemu-system-x86 qemu-system-common
 PACKAGES := python3 python3-venv python3-bpfcc
 SCRIPT   := scripts/syscalls_count.kp
@@ -33,7 +35,7 @@ AS_ROOT := $(addsuffix $(SPACE),$(filter sudo,$(ROOT)))
 PIP := $(VENV)/bin/python3 -m pip install --quiet --quiet --no-input --disable-pip-version-check $(if $(shell [ -w "$$HOME" ] && echo y),,--no-cache-dir)
 
 ifeq ($(WRITABLE)$(wildcard $(VENV)/.installed),)
-run test test-kernels fuzz kills lint bench:
+run test test-kernels test-arm64 fuzz kills lint bench:
 	@copy=$$(mktemp -d /tmp/ktap.XXXXXX)
 	echo "$$(id -un) cannot write $(CURDIR): working on a copy in $$copy"
 	tar -c --exclude=./.git --exclude=./.venv . | tar -x -C $$copy
@@ -71,6 +73,11 @@ test: lint compiled tracefs emulator
 
 test-kernels: $(VENV)/.tested compiled emulator
 	@$(AS_ROOT)$(VENV)/bin/python -m pytest -q -rs -p no:cacheprovider tests/kernels </dev/null
+
+test-arm64: QEMU := qemu-system-aarch64
+test-arm64: EMULATOR := qemu-system-arm qemu-system-common
+test-arm64: $(VENV)/.tested compiled emulator
+	@$(AS_ROOT)$(VENV)/bin/python -m pytest -q -rs -p no:cacheprovider tests/kernels/on_arm64.py </dev/null
 
 fuzz: $(VENV)/.tested compiled tracefs
 	@$(AS_ROOT)env PYTHONPATH=tests $(VENV)/bin/python3 -m tests.fuzz.longer $(FUZZ)
@@ -128,7 +135,7 @@ packages:
 
 # Only tests of other kernels need it; they are skipped where it cannot be had.
 emulator:
-	@[ "$$(uname -m)" = x86_64 ] && command -v apt-get >/dev/null && ! command -v qemu-system-x86_64 >/dev/null || exit 0
+	@[ "$$(uname -m)" = x86_64 ] && command -v apt-get >/dev/null && ! command -v $(QEMU) >/dev/null || exit 0
 	[ "$(ROOT)" != false ] || exit 0
 	echo "installing Debian packages for tests on other kernels: $(EMULATOR)"
 	apt="$(ROOT) env DEBIAN_FRONTEND=noninteractive apt-get --quiet=2 --yes"

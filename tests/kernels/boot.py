@@ -62,6 +62,7 @@ KERNELS = {"6.12": Release("linux-image-6.12-cloud-amd64"), "6.1": Release("linu
 ARM_KERNELS = {
     "6.12-arm64": Release("linux-image-6.12-cloud-arm64", ARM),
     "6.1-arm64": Release("linux-image-cloud-arm64", ARM),
+    "6.12-arm64-16k": Release("linux-image-6.12-arm64-16k", ARM),
 }
 ALL_KERNELS = {**KERNELS, **ARM_KERNELS}
 COMMON_PACKAGE = "qemu-system-common"
