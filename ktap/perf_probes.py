@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple
 
 from ktap import links, uprobes
-from ktap.calls import CALL_CONTEXTS, CALL_RETURN
+from ktap.calls import CALL_CONTEXTS, CALL_RETURN, remembered
 from ktap.capture import COUNTER, USER_CONTEXTS, USER_RETURN
 from ktap.captured import CALLER, KERNEL_CALLER, MEMBER, READ, RECORD
 from ktap.counters import REGISTER_BYTES
@@ -312,6 +312,8 @@ def place_text(wanted: Wanted, opened: Dict[str, int]) -> str:
         return f"/proc/self/fd/{opened[spot.path]}:{spot.offset:#x}{counter}"
     called = wanted.called
     assert called is not None
+    if wanted.recipe is not None and remembered(wanted.recipe):
+        return called.symbol  # of an address alone the kernel does not know the arguments at a return
     return f"{called.address + called.offset:#x}"  # several functions may have one name, which the kernel does not take then
 
 

@@ -121,6 +121,8 @@ def kernels_own(probes: Sequence[Probe]) -> Iterator[Dict[int, Path]]:
 
 @pytest.mark.parametrize("tier", ["vm", EVENTS])
 def test_texts_are_the_kernels(tier: str) -> None:
+    if tier == EVENTS and not links.has_multi():
+        pytest.skip("each definition costs this kernel too much time; they are compared where it is less")
     with kernels_own(PROBES) as own:
         assert {0, 2, 6, 7, 12} <= own.keys()
         probes = dict(enumerate(PROBES))
