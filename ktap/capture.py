@@ -63,12 +63,14 @@ class Registers(NamedTuple):
     """Where pt_regs has the number and the arguments of a system call (asm/ptrace.h)."""
 
     number: int
+    number_bytes: int
+    """The verifier lets nobody read behind it."""
     arguments: Tuple[int, ...]
 
 
 REGISTERS = {
-    "x86_64": Registers(120, (112, 104, 96, 56, 72, 64)),
-    "aarch64": Registers(280, (0, 8, 16, 24, 32, 40)),
+    "x86_64": Registers(120, 8, (112, 104, 96, 56, 72, 64)),
+    "aarch64": Registers(280, 4, (0, 8, 16, 24, 32, 40)),
 }
 
 
@@ -284,14 +286,14 @@ def _syscall_number(w: Writer, spec: Spec) -> str:
     """The number of the system call as an i64."""
     if spec.context == SYSCALL_ENTER:
         return w.load(8, "%ctx", 8)
+    offset, size, _ = REGISTERS[spec.machine]
     if spec.in_place.task:
         found = w.call("task_pt_regs", w.call("get_current_task_btf"))
-        return w.load(8, found, REGISTERS[spec.machine].number)
+        return w.load_wide(size, False, found, offset)
     room = w.local(8, "word")
     registers = w.load(8, "%ctx")
-    place = w.value(f"add i64 {registers}, {REGISTERS[spec.machine].number}")
-    w.call("probe_read_kernel", room, 8, place)
-    return w.load(8, room)
+    w.call("probe_read_kernel", room, size, w.value(f"add i64 {registers}, {offset}"))
+    return w.load_wide(size, False, room)
 
 
 def _wanted(w: Writer, spec: Spec, number: str) -> str:
