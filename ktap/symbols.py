@@ -6,7 +6,8 @@ Source: kernel/kallsyms.c (`%pS`, `%ps`), `printk_formats` of tracefs, and ktap.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Callable, Optional, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Callable, Mapping, Optional, Sequence
 
 from vm.c_types import Structure
 from vm.named_tuple import NamedTuple
@@ -21,6 +22,11 @@ ALL_SYMBOLS = 1000
 """So many symbols of data are there only where the kernel was built to keep all of them (KALLSYMS_ALL)."""
 BOUNDS = ("_stext", "_end")
 """Where the kernel's own symbols are; outside are offsets of per-CPU variables, which no address is named for."""
+MODULES = "/proc/modules"
+SLOTS = (" [__builtin__kprobes]", " [__builtin__ftrace]")
+"""Pages of instructions that kallsyms lists, but the kernel names no address after."""
+REACH_BYTES = 1 << 16
+"""How far behind its beginning code may reach that is last in its module, or a BPF program, whose size nobody tells."""
 MASK = (1 << 64) - 1
 
 
@@ -36,8 +42,9 @@ class Symbol(NamedTuple):
 class SymbolTable:
     """The symbols of one kallsyms file, as the kernel itself would look them up."""
 
-    def __init__(self, symbols: Sequence[tuple[int, str, str, str]]) -> None:
-        """`symbols` are address, kind, name and module (` [name]` or empty), in any order."""
+    def __init__(self, symbols: Sequence[tuple[int, str, str, str]], ends: Mapping[bytes, int] = {}) -> None:
+        """`symbols` are address, kind, name and module (` [name]` or empty), in any order; `ends` are modules'."""
+        self._ends = ends
         whole = sum(kind in DATA for _, kind, _, _ in symbols) >= ALL_SYMBOLS
         ordered = sorted(symbols, key=lambda symbol: symbol[0])
         firsts: list[tuple[int, str, str, str]] = []
@@ -50,13 +57,16 @@ class SymbolTable:
         self.entries: list[Optional[Symbol]] = []
         for place, (address, kind, name, module) in enumerate(firsts):
             following = firsts[place + 1][0] if place + 1 < len(firsts) else address
-            shown = module or (start <= address < stop and (whole or kind in CODE))
+            shown = module not in SLOTS if module else (start <= address < stop and (whole or kind in CODE))
             self.entries.append(Symbol(address, name.encode(), module.encode(), following) if shown else None)
 
     def find(self, address: int) -> Optional[Symbol]:
         """The symbol an address lies in, None where the kernel names none."""
         place = bisect_right(self.addresses, address) - 1
-        return self.entries[place] if place >= 0 else None
+        symbol = self.entries[place] if place >= 0 else None
+        if symbol is None or not symbol.module:
+            return symbol
+        return symbol if address < max(self._ends.get(symbol.module, 0), symbol.address + REACH_BYTES) else None
 
 
 def read_table(path: str = KALLSYMS) -> SymbolTable:
@@ -68,7 +78,17 @@ def read_table(path: str = KALLSYMS) -> SymbolTable:
             address = int(address_text, 16)
             if address:
                 symbols.append((address, kind, name, f" {module[0]}" if module else ""))
-    return SymbolTable(symbols)
+    return SymbolTable(symbols, module_ends())
+
+
+def module_ends(path: str = MODULES) -> dict[bytes, int]:
+    """Where modules end, by what follows their symbols (` [name]`); empty where nobody tells."""
+    found: dict[bytes, int] = {}
+    with suppress(OSError), open(path, "rb") as lines:
+        for line in lines:
+            name, size, *_, address = line.partition(b"(")[0].split()
+            found[b" [%s]" % name] = int(address, 16) + int(size)
+    return found
 
 
 def with_offset(symbol: Optional[Symbol], address: int) -> bytes:

@@ -14,7 +14,15 @@ import pytest
 from ktap import btf, page_base
 from ktap.kernel_data import KernelData
 from ktap.live_host import LiveHost
-from ktap.symbols import LiveNames, SymbolTable, read_constant_strings, read_table, with_offset, without_offset
+from ktap.symbols import (
+    LiveNames,
+    SymbolTable,
+    module_ends,
+    read_constant_strings,
+    read_table,
+    with_offset,
+    without_offset,
+)
 from ktap.tracefs import find
 
 KALLSYMS = """\
@@ -58,6 +66,27 @@ def test_a_kernel_with_all_symbols_names_data_too() -> None:
     many = [(0x10000 + 16 * n, "d", f"d{n}", "") for n in range(1000)]
     assert with_offset(SymbolTable(many).find(0x10008), 0x10008) == b"d0+0x8/0x10"
     assert SymbolTable([]).find(5) is None
+
+
+def test_what_lies_behind_a_module_is_not_named_after_it() -> None:
+    """On arm64 the stacks of the kernel lie there, and slots of probes before them."""
+    symbols = [
+        (0x10000, "t", "bpf_prog_1", " [bpf]"),
+        (0x40000, "t", "last", " [mod]"),
+        (0x80000, "t", "kprobe_insn_page", " [__builtin__kprobes]"),
+    ]
+    table = SymbolTable(symbols, {b" [mod]": 0x60000})
+    assert [table.find(address) is not None for address in (0x10FFF, 0x3F000)] == [True, False]
+    assert [table.find(address) is not None for address in (0x5FFFF, 0x60000)] == [True, False]
+    assert table.find(0x80004) is None
+
+
+def test_where_modules_end(tmp_path: Path) -> None:
+    path = tmp_path / "modules"
+    path.write_text(
+        "nf_nat 61440 2 xt_MASQUERADE,nft_chain_nat, Live 0xffff80007a0c0000 (O)\nhidden 4096 0 - Live 0x0000\n"
+    )
+    assert module_ends(str(path)) == {b" [nf_nat]": 0xFFFF80007A0CF000, b" [hidden]": 4096}
 
 
 def test_per_cpu_offsets_are_no_addresses() -> None:
