@@ -18,7 +18,7 @@ TESTS = (
     "tests/kernels/without_bpf.py",
     "tests/user/test_argstr.py",
     "tests/user/test_counters.py",
-    "tests/user/test_functions.py::test_entries_and_returns",
+    "tests/user/test_functions.py::test_calls_returns_arguments_and_results",
     "tests/user/test_markers.py",
 )
 TIMEOUT_S = 3600
