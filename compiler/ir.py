@@ -183,6 +183,13 @@ class Writer:
         """Store an integer of its own type."""
         self.do(f"store {BITS[size_bytes]} {value}, ptr {self.at(base, offset)}, align {size_bytes}")
 
+    def text_bytes(self, result: str) -> str:
+        """What a helper that reads strings says: the bytes with the NUL, or an error.
+
+        Of an empty string of a process Linux before 6.14 says 0 (strncpy_from_user_nofault).
+        """
+        return self.value(f"select i1 {self.value(f'icmp eq i64 {result}, 0')}, i64 1, i64 {result}")
+
     def call(self, helper: str, *arguments: str | int) -> str:
         """Call a helper; the operand of its result ("" where it has none)."""
         row = HELPERS[helper]

@@ -265,7 +265,7 @@ def _text(frame: Frame, part: Part, space: str, position: str) -> str:
     if isinstance(what, Text):
         _constant(w, what.value + b"\0", target)
     elif isinstance(what, Read):
-        length = w.call(f"probe_read_{what.space}_str", target, most, frame.expression(what.address))
+        length = w.text_bytes(w.call(f"probe_read_{what.space}_str", target, most, frame.expression(what.address)))
         unread = w.value(f"icmp ugt i64 {length}, {most}")
         length = w.value(f"select i1 {unread}, i64 0, i64 {length}")
     else:

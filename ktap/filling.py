@@ -107,7 +107,7 @@ def read_memory(frame: Frame, read: demand.Read, target: str) -> str:
     w = frame.w
     address = frame.expression(read.address)
     if read.kind == demand.STRING:
-        length = w.call(f"probe_read_{read.space}_str", target, read.most_bytes, address)
+        length = w.text_bytes(w.call(f"probe_read_{read.space}_str", target, read.most_bytes, address))
         return w.value(f"sub i64 {length}, 1")
     size = str(read.most_bytes)
     if read.length is not None:

@@ -290,6 +290,8 @@ def _string_cell(most: int, first: int, rest: Sequence[int], zeroed: Optional[Ze
         if zeroed is not None and (found is None or (len(found) < most and _end_of(raw, first) >= zeroed.end)):
             data = b"" if bytes_at is None else raw[bytes_at : bytes_at + most]
             return data.partition(b"\0")[0] if data[:1].strip(b"\0") else None
+        if found is None and zeroed is None and not raw[word]:
+            return b""
         return found[:most] if found is not None else None
 
     return cell
@@ -300,7 +302,9 @@ def _is_there(raw: bytes, at: int, data: bytes, zeroed: Optional[Zeroed]) -> boo
     if zeroed is not None and data[0]:
         return True
     found = _text_at(raw, at)
-    return found is not None and (found != FAULT or FAULT.startswith(data[: len(FAULT)]))
+    if found is None:  # before Linux 6.14 an empty string of a process is none (strncpy_from_user_nofault)
+        return zeroed is None and not data[0]
+    return found != FAULT or FAULT.startswith(data[: len(FAULT)])
 
 
 def _end_of(raw: bytes, at: int) -> int:

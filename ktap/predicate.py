@@ -329,7 +329,7 @@ def _read_text(frame: Frame, subject: TextAt, most: int, otherwise: str) -> Tupl
                 start = w.value(f"add i64 {start}, {subject.offset + 4}")
         address = w.value(f"add i64 {w.value(f'ptrtoint ptr {frame.base} to i64')}, {start}")
     area = text_area(frame)
-    result = w.call(f"probe_read_{space}_str", area, most, address)
+    result = w.text_bytes(w.call(f"probe_read_{space}_str", area, most, address))
     unread = otherwise
     if space == USER and frame.tentative:
         unread = w.fresh("unread")

@@ -82,8 +82,8 @@ def _string_read(helper: str) -> Emit:
     def emit(emitter: Emitter, operation: Operation, values: List[Value], result: Type) -> Value:
         size = result.size_bytes + 1  # a NUL comes behind
         pointer = emitter.texts.room(size)
-        length = emitter.w.call(helper, pointer, size, _address(emitter, values[0]))
-        failed = emitter.w.value(f"icmp sle i64 {length}, 0")
+        length = emitter.w.text_bytes(emitter.w.call(helper, pointer, size, _address(emitter, values[0])))
+        failed = emitter.w.value(f"icmp slt i64 {length}, 0")
         size_read = emitter.w.value(f"select i1 {failed}, i64 0, i64 {emitter.w.value(f'sub i64 {length}, 1')}")
         return Value(result, "0", failed, pointer, size_read)
 

@@ -366,3 +366,22 @@ def test_nothing_is_left_when_it_is_killed(tmp_path: Path) -> None:
         run.process.kill()
         run.process.wait()
         assert rounds.left(before)[0] == frozenset()
+
+
+EMPTY = """
+import ctypes
+libc = ctypes.CDLL(None)
+for n in range(3):
+    libc.access(b"", 4); libc.access(b"x", 4)
+"""
+
+
+@pytest.mark.parametrize("tier", ["vm", "kernel"])
+def test_an_empty_string_of_a_process_is_no_fault(tier: str) -> None:
+    """Before Linux 6.14 the kernel says of it that it has no bytes, not even a NUL."""
+    script = """
+    trace syscalls:sys_enter_access { n[user_string(args.filename)] += 1 }
+    trace probe:libc:access name=+0($arg1):string /name == ""/ { m[args.name] += 1 }
+    trace_end { print(n[""], n.x, m[""]) }
+    """
+    assert trace(script, python(EMPTY), tier=tier).lines == ["3\t3\t3"]
