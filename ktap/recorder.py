@@ -184,10 +184,7 @@ class RecordingTypes:
 
 
 def encoder(layout: Layout) -> Callable[[Values], bytes]:
-    """A function that gives the bytes of a record as its layout has them: the inverse of ktap.layout.decoder.
-
-    The item of KNOWN is made here.
-    """
+    """A function that gives the bytes of a record, KNOWN made here: the inverse of ktap.layout.decoder."""
     encode, lacking = _whole_encoder(layout), layout.lacking
     if layout.item(KNOWN) is None:
         return encode
