@@ -21,9 +21,9 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 from ktap.keeper import Keeper
 from ktap.perf_event import Attribute, open_event
+from ktap.tracefs import GROUP as GROUP
 
 FILES = ("uprobe_events", "kprobe_events", "dynamic_events")
-GROUP = re.compile(r"\bktap_(\d+)_(\d+)\b")
 DEFINITION = re.compile(r"^\w+:([\w]+)/([\w]+)", re.M)
 REMOVING_S = 20.0
 """So long it is tried to remove what is still in use."""

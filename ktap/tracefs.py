@@ -32,6 +32,10 @@ REMEDIES = {
 """What is told for an error of opening tracefs."""
 
 
+GROUP = re.compile(r"\bktap_(\d+)_(\d+)\b")
+"""The groups of what runs of ktap define for themselves (ktap.own_group)."""
+
+
 class TracepointName(NamedTuple):
     """A tracepoint: `sched` and `sched_switch`."""
 
@@ -57,8 +61,6 @@ class Tracefs:
         Raises Refusal (status 3) where the list cannot be read.
         """
         if self._names is None:
-            from ktap.own_group import GROUP
-
             names = parse_names(self._read("available_events").decode())
             self._names = tuple(name for name in names if not GROUP.fullmatch(name.group))
             self._known = frozenset(self._names)
