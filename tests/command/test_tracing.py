@@ -91,17 +91,15 @@ def test_one_process(environment: dict[str, str], calls: subprocess.Popen[str]) 
 
 
 def test_one_processor(ktap: Ktap) -> None:
+    """The command makes a hundred calls on every processor that it may use."""
     last = max(os.sched_getaffinity(0))
-    done = ktap(
-        "-C",
-        str(last),
-        "-q",
-        "-d",
-        "500ms",
-        "-e",
-        "trace sched:sched_switch { s[cpu] += 1 } trace_end { for (k, v in pairs(s)) { print(k) } }",
+    everywhere = (
+        "import os\nfor cpu in os.sched_getaffinity(0):\n    os.sched_setaffinity(0, {cpu})\n"
+        "    for _ in range(100): os.getppid()"
     )
-    assert done.stdout == f"{last}\n"
+    script = "trace syscalls:sys_enter_getppid { s[cpu] += 1 } trace_end { for (k, v in pairs(s)) { print(k, v) } }"
+    done = ktap("-C", str(last), "-q", "-e", script, "--", sys.executable, "-c", everywhere)
+    assert done.stdout == f"{last}\t100\n"
 
 
 @pytest.mark.parametrize(("tier", "late_us"), [("vm", 0), ("kernel", 1_000_000)])
