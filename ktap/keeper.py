@@ -3,8 +3,8 @@
 Whoever opens or closes a probe on a file has the kernel write to the memory of every process that has mapped it. For a
 process that is being killed the kernel does not (mm/gup.c: a fatal signal ends it), so what was to be removed stays:
 `failed to unregister, leaking uprobe`, says kernel/events/uprobes.c, and the programs that were probed go on trapping
-for nobody. So this is done by a process that nobody kills. It reads a socket that ends when ktap ends, however it ends;
-then it closes what it keeps, and does what else there is to do.
+for nobody. So this is done by a process that nobody kills: it has a name of its own, which no `pkill -9 ktap` finds. It
+reads a socket that ends when ktap ends, however it ends; then it closes what it keeps, and does what else there is to do.
 
     keeper = Keeper({"open": open_it}, at_end)
     fd = keeper.call("open", (path, offset))    # open_it(path, offset): ktap's own descriptor of what the keeper keeps
@@ -30,6 +30,10 @@ CALL, LET_GO, DONE, WELL, WRONG = b"c", b"l", b"d", b"w", b"e"
 """Kinds of messages: a function to be called, files to be closed, the end of the work; and answers."""
 MOST_FILES = 8
 """Beside one message."""
+NAME = "probe-keeper"
+"""What others see it as, in its command line, too."""
+ARG_START, ARG_END = 45, 46
+"""Where its command line is: fields of /proc/PID/stat behind the name (Documentation/filesystems/proc.rst)."""
 GONE = "the process that keeps ktap's probes has been ended"
 
 Value = Union[int, str, bytes, Tuple[int, ...]]
@@ -91,6 +95,7 @@ def _keep(
         os.setsid()
         for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGPIPE):
             signal.signal(ignored, signal.SIG_IGN)
+        _take_name()
         null = os.open(os.devnull, os.O_RDWR)
         for standard in (0, 1, 2):
             os.dup2(null, standard)
@@ -110,6 +115,18 @@ def _keep(
             at_end()
     finally:
         os._exit(0)
+
+
+def _take_name() -> None:
+    """Be called NAME."""
+    with open("/proc/self/comm", "w") as comm:
+        comm.write(NAME)
+    with open("/proc/self/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    start, end = int(fields[ARG_START]), int(fields[ARG_END])
+    with suppress(OSError), open("/proc/self/mem", "r+b", buffering=0) as memory:  # containers may forbid it
+        memory.seek(start)
+        memory.write(NAME.encode().ljust(end - start, b"\0")[: end - start])
 
 
 def _served(link: socket.socket, calls: Mapping[str, Call], held: List[int]) -> bytes:

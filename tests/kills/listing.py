@@ -76,6 +76,10 @@ class Family:
         """Those that are there now."""
         return [pid for pid in processes() if self._text in environment(pid)]
 
+    def called(self, name: bytes) -> list[int]:
+        """Those that have a name in their command line: whom `pkill -f` finds."""
+        return [pid for pid in self.processes() if name in shown(pid, "cmdline")]
+
     def others(self) -> list[int]:
         """The processes that are none of them. One without an environment may be ending, and whose it was is unknown."""
         found = ((pid, environment(pid)) for pid in processes())
@@ -88,8 +92,13 @@ def processes() -> list[int]:
 
 def environment(pid: int) -> bytes:
     """Empty where the process has none, or is no more."""
+    return shown(pid, "environ")
+
+
+def shown(pid: int, file: str) -> bytes:
+    """What a file of /proc/PID has, nothing where the process is no more."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/environ").read_bytes()
+        return Path(f"/proc/{pid}/{file}").read_bytes()
     return b""
 
 

@@ -44,6 +44,9 @@ that it puts off, some 0.1 s; the process that ktap's definitions have behind it
 and then tries for up to 20 s to remove what is still in use (ktap.own_group); an emulated machine is far slower."""
 FRESH = 0.4
 """So many rounds find nothing in ktap's cache: more of ktap is loaded, and LLVM runs in a process of its own."""
+BY_NAME = 0.3
+"""So many rounds kill all that is called ktap, as `pkill -9 -f ktap` does, what compiles beside it, too."""
+CALLED = b"-m\0ktap\0"
 LONGEST_START_S = 120.0
 ENDINGS = (signal.SIGINT, signal.SIGTERM)
 CACHED = (".kpc", ".code", ".early")
@@ -290,7 +293,11 @@ class Rounds:
                 run.process.send_signal(self.random.choice(ENDINGS))
                 told = True
                 time.sleep(self.random.uniform(0, times.detach_s))
+        by_name = self.family.called(CALLED) if self.random.random() < BY_NAME else []
         held_last = run.holds()
+        for pid in by_name:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         run.process.kill()
         status = run.process.wait(LONGEST_START_S)
         letting_go = told and held_last < most

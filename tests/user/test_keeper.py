@@ -45,6 +45,15 @@ def test_what_it_opens_is_ours_too_and_stays_with_it(tmp_path: Path) -> None:
     assert not (tmp_path / "end").exists()
 
 
+def test_it_is_not_called_what_ktap_is(tmp_path: Path) -> None:
+    """Who kills all that is called ktap is to leave it: it lets go of ktap's probes then."""
+    kept = keeper(tmp_path / "end")
+    named = Path(f"/proc/{kept.number}")
+    assert (named / "comm").read_text() == "probe-keeper\n"
+    assert (named / "cmdline").read_bytes().strip(b"\0") == b"probe-keeper"
+    kept.close()
+
+
 def test_what_cannot_be_opened_is_said(tmp_path: Path) -> None:
     kept = keeper(tmp_path / "end")
     with pytest.raises(FileNotFoundError) as caught:
