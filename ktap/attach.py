@@ -151,12 +151,12 @@ class Attachment:
 
     def _verify(self, numbered: Sequence[Tuple[int, Captured]]) -> None:
         """Load every program with handlers once, before any is attached: so what the kernel refuses is known in time."""
-        maps = len(self._maps)
+        maps, perf_events = len(self._maps), self.perf_events
         self._verified = set()
         try:
             self._all(numbered)
         finally:
-            self._verified = None
+            self._verified, self.perf_events = None, perf_events
             for fd in self._maps[maps:]:
                 os.close(fd)
             del self._maps[maps:]
@@ -330,7 +330,8 @@ class Attachment:
         values: Values = {"event": number, "event_id": identity}
         fd = self._program(kernel.TRACEPOINT, TRACEPOINT, event.wanted.name, (event.case,), values)
         # its program runs on all processors, and also while the event itself counts nothing
-        counter = kernel.Counter(kernel.TYPE_TRACEPOINT, identity, 1, flags=kernel.FLAG_DISABLED)
+        # (and samples nothing: the kernel lets nobody sample what sampling itself fires, as irq_vectors:irq_work_exit)
+        counter = kernel.Counter(kernel.TYPE_TRACEPOINT, identity, 0, flags=kernel.FLAG_DISABLED)
         cpu = kernel.online_cpus()[0]
         self._hang(lambda: self._objects.perf_event(counter, cpu, fd, event.wanted.label, counting=False))
         self.perf_events += 1

@@ -118,7 +118,8 @@ def has_plumbing(context: str) -> bool:
 def is_plain(wanted: Wanted) -> bool:
     """Whether a tracepoint serves as a raw one: neither its filters nor its handlers look at the record."""
     lowered = any(body.needs_record for body in wanted.bodies)
-    return not wanted.filters and not lowered and not reads_record(wanted.demand)
+    filtered = any(looks_to(condition) for condition in wanted.filters)
+    return not filtered and not lowered and not reads_record(wanted.demand)
 
 
 class Captured(NamedTuple):

@@ -6,12 +6,15 @@ compiled scripts below its own directory.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Optional, Protocol
+from typing import Iterator, Optional, Protocol
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -60,6 +63,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs root")
     if item.get_closest_marker("live") and why_not_live():
         pytest.skip(f"cannot trace here: {why_not_live()}")
+
+
+@contextmanager
+def sole_use(name: str) -> Iterator[None]:
+    """Of what the machine has few of, among tests that run at the same time."""
+    with open(Path(tempfile.gettempdir()) / f"ktap-test-{name}", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def watchpoints() -> Iterator[None]:
+    """All of the processors' watchpoints, which are four."""
+    with sole_use("watchpoints"):
+        yield
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Callable, ContextManager, Iterator
 
 import pytest
+from conftest import sole_use
 
 from ktap import kernel, uprobes
 from ktap.counters import BREAKPOINT
@@ -30,7 +31,7 @@ MANY = 40
 
 @pytest.fixture(scope="module")
 def rounds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rounds]:
-    with Rounds(tmp_path_factory.mktemp("rounds"), SEED) as made:
+    with sole_use("watchpoints"), Rounds(tmp_path_factory.mktemp("rounds"), SEED) as made:
         yield made
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tracing import WAYS, python, trace
 
 from ktap.glob import parse_glob
+from ktap.tracefs import find
 from vm.diagnostic import Refusal
 
 pytestmark = pytest.mark.live
@@ -179,6 +180,17 @@ def test_the_name_of_the_task() -> None:
         number, name = line.split("\t")
         found[int(number)].append(name)
     assert dict(zip(WORDS, found)) == WORDS
+
+
+def test_filters_on_the_running_task_alone_take_no_perf_events() -> None:
+    """Raw tracepoints serve, of which the kernel lets go at once; it is said how long perf events of many take."""
+    script = 'n = 0 trace sched:* /execname == "true"/ { n += 1 %s } trace_end { print(n > 5) }'
+    traced = trace(script % "", EXEC)
+    assert (traced.lines, traced.notices) == (["true"], [])
+    traced = trace(script % "last = arg0", EXEC)
+    assert traced.lines == ["true"]
+    told = [re.match(r"(\d+) perf events: the kernel will take about \d+ s", notice) for notice in traced.notices]
+    assert [int(match[1]) for match in told if match] == [len(find().match("sched:*"))]
 
 
 EXEC = ["/bin/sh", "-c", "/bin/true; /bin/echo >/dev/null; exec /bin/true"]

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tracing import TRANSPORTS, python, trace
+from tracing import TRANSPORTS, open_files, python, trace
 
 from ktap import kernel
 from vm.diagnostic import Refusal
@@ -44,33 +44,32 @@ def remain(objects: dict[int, set[int]]) -> set[int]:
 @pytest.mark.parametrize("buffer", TRANSPORTS)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_everything(buffer: str, number: signal.Signals, environment: dict[str, str]) -> None:
-    tracefs = Path("/sys/kernel/tracing")
-    before = sorted(path.name for path in (tracefs / "instances").iterdir())
     command = [sys.executable, "-m", "ktap", "--tier", "vm", "--buffer", buffer, "-e", SCRIPT]
-    ktap = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    assert ktap.stderr is not None
-    assert b"Tracing" in ktap.stderr.readline()
-    objects = objects_of(ktap.pid)
-    assert len(objects[kernel.PROGRAM_NEXT_ID]) >= 4
-    assert remain(objects)
-    ktap.send_signal(number)
-    ktap.wait(timeout=20)
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as ktap:
+        assert ktap.stderr is not None
+        assert b"Tracing" in ktap.stderr.readline()
+        objects = objects_of(ktap.pid)
+        assert len(objects[kernel.PROGRAM_NEXT_ID]) >= 4
+        assert remain(objects)
+        ktap.send_signal(number)
+        ktap.wait(timeout=20)
     deadline = time.monotonic() + 10
     while remain(objects) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not remain(objects)
-    assert sorted(path.name for path in (tracefs / "instances").iterdir()) == before
+    instances = os.listdir("/sys/kernel/tracing/instances")
+    assert not [name for name in instances if name.startswith(f"ktap_{ktap.pid}_")]
 
 
 def test_closing_gives_back_every_file() -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_files()
     for buffer in TRANSPORTS:
         trace(SCRIPT, python("pass"), buffer=buffer)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_a_refusal_gives_back_every_file() -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_files()
     with pytest.raises(Refusal):
         trace("trace sched:sched_switch, sched:nothing { }", duration_s=0.1)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before

@@ -62,6 +62,7 @@ def test_counters_that_the_machine_lacks() -> None:
         assert "page-faults" in str(caught.value.hint)
 
 
+@pytest.mark.usefixtures("watchpoints")
 def test_names_are_those_of_perf() -> None:
     events = cache_events()
     assert events["L1-dcache-loads"] == 0
@@ -94,6 +95,7 @@ def address_of(program: Path, name: str) -> int:
 
 
 @pytest.mark.parametrize("tier", TIERS[:2])
+@pytest.mark.usefixtures("watchpoints")
 def test_a_variable_is_watched(tmp_path: Path, tier: str) -> None:
     program = compiled(tmp_path / "fixed", WORK, "-no-pie")
     script = f"""
@@ -105,6 +107,7 @@ def test_a_variable_is_watched(tmp_path: Path, tier: str) -> None:
     assert trace(script, [str(program), "50"], tier=tier).lines == [f"{len(seen)}\t{sum(seen)}"]
 
 
+@pytest.mark.usefixtures("watchpoints")
 def test_what_a_watchpoint_tells(tmp_path: Path) -> None:
     program = compiled(tmp_path / "fixed", WORK, "-no-pie")
     address = address_of(program, "watched")
@@ -133,6 +136,7 @@ int main(int argc, char **argv)
 
 @pytest.mark.parametrize("tier", TIERS[:2])
 @pytest.mark.parametrize("mode, times", [("w", 1), ("rw", 2), ("r", 2)])
+@pytest.mark.usefixtures("watchpoints")
 def test_variables_of_every_size_written_and_read(tmp_path: Path, tier: str, mode: str, times: int) -> None:
     """x86 cannot wait for reads alone: there `r` is both."""
     if mode == "r" and MACHINE != "x86_64":
@@ -167,6 +171,7 @@ def test_timers_on_every_processor_at_any_rate(tier: str, rate: str, per_s: int)
         assert 0.3 * 0.5 * per_s <= count <= 1.2 * took_s * per_s
 
 
+@pytest.mark.usefixtures("watchpoints")
 def test_without_bpf_a_watchpoint_tells_where_but_not_what(tmp_path: Path) -> None:
     program = compiled(tmp_path / "fixed", WORK, "-no-pie")
     event = f"watch:{address_of(program, 'watched'):#x}:8:w"
@@ -178,6 +183,7 @@ def test_without_bpf_a_watchpoint_tells_where_but_not_what(tmp_path: Path) -> No
             trace(value, [str(program), "50"], tier=EVENTS)
 
 
+@pytest.mark.usefixtures("watchpoints")
 def test_without_bpf_a_watchpoint_whose_filter_does_not_look_at_the_value(tmp_path: Path) -> None:
     program = compiled(tmp_path / "watched", WATCHED, "-no-pie")
     place = address_of(program, "eight")
@@ -187,6 +193,7 @@ def test_without_bpf_a_watchpoint_whose_filter_does_not_look_at_the_value(tmp_pa
 
 
 @pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.usefixtures("watchpoints")
 def test_an_instruction_is_watched_wherever_it_is(tmp_path: Path, tier: str) -> None:
     """Instructions of x86 begin at any address, and the kernel wants one size for all of them."""
     code = r"""

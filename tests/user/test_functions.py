@@ -17,7 +17,7 @@ from c_program import MANY, WORK, compiled
 from conftest import Ktap
 from probed import message, run
 from processor import words
-from tracing import EVENTS, TRANSPORTS, trace
+from tracing import EVENTS, TRANSPORTS, open_files, trace
 
 from ktap import kernel, uprobes
 from ktap.attach import Attachment
@@ -95,10 +95,10 @@ def test_a_thousand_functions_by_one_glob(many: Path, tier: str) -> None:
     trace_end {{ print(calls, len(by), by["each_0"], by["each_999"], result) }}
     """
     script = "var result = 0\n" + script
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_files()
     traced = run(script, many, 10, tier=tier)
     assert traced.lines == [f"{10 * MANY}\t{MANY}\t45\t45\t{10 * sum(range(MANY)) + 45 * MANY}"]
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -144,9 +144,9 @@ def test_a_process_killed_while_it_is_probed(work: Path) -> None:
     trace_end {{ print(calls > 10) }}
     """
     command = f"{work} 1 wait & sleep 0.3; kill -9 $!; wait; true"
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_files()
     assert run(script, "sh", "-c", command).lines == ["true"]
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_a_file_replaced_while_it_is_probed(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_what_is_probed_is_as_it_was_afterwards(
     probed = subprocess.Popen([str(work), "1", "wait"])
     try:
         before = {name: first_byte(probed.pid, name) for name in ("leaf", "branch_of")}
-        files = set(os.listdir("/proc/self/fd"))
+        files = open_files()
         script = f"""
         var calls = 0
         trace probe:{work}:leaf, probe:{work}:branch_of%return {{ calls += 1 }}
@@ -207,7 +207,7 @@ def test_what_is_probed_is_as_it_was_afterwards(
         watch.join()
         assert during or os.uname().machine != "x86_64"
         assert {name: first_byte(probed.pid, name) for name in before} == before
-        assert set(os.listdir("/proc/self/fd")) == files
+        assert open_files() == files
         assert probed.poll() is None
     finally:
         probed.kill()
@@ -448,11 +448,11 @@ def test_the_same_without_links_of_many(work: Path, tier: str, monkeypatch: pyte
     trace probe:{work}:work%return {{ sum += retval }}
     trace_end {{ print(calls, by["work"], by["leaf"], by["branch_of"], sum) }}
     """
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_files()
     total = sum(range(CALLS))
     traced = run(script, work, CALLS, tier=tier)
     assert traced.lines == [f"{3 * CALLS}\t{total}\t{total}\t{total}\t{2 * total + 150 * CALLS}"]
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 @pytest.mark.parametrize("tier", TIERS[:2])
