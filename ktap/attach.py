@@ -12,6 +12,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
+from compiler import backend
 from compiler.bpf import Code, KernelVariable, MapFd, link
 from ktap import claiming, kernel, libbcc
 from ktap.assemble import Made, assemble, in_place
@@ -19,8 +20,6 @@ from ktap.capture import (
     COUNTER,
     PROFILE,
     RAW,
-    RAW_SYSCALLS,
-    REGISTERS,
     RETURN,
     SYSCALL_ENTER,
     SYSCALL_EXIT,
@@ -38,7 +37,7 @@ from ktap.filling import PREEMPT_COUNT, PREEMPT_OFFSET
 from ktap.glob import TEXT_VALUE_BYTES
 from ktap.groups import layers, user_groups
 from ktap.objects import Objects, Value
-from ktap.plan import Captured, is_plain, reads_to
+from ktap.plan import Captured, raw_context
 from ktap.predicate import needs_text
 from ktap.sending import RING
 from ktap.transport import Buffer
@@ -146,11 +145,12 @@ class Attachment:
         """
         if 2 * len(numbered) > ALWAYS_ALLOWED:
             self._objects.files(2 * len(numbered))
-        self._verify([(number, event) for number, event in numbered if event.case.bodies])
+        self._verify(numbered)
+        backend.finish()  # before anything could see what it does
         return self._all(numbered)
 
     def _verify(self, numbered: Sequence[Tuple[int, Captured]]) -> None:
-        """Load every program with handlers once, before any is attached: so what the kernel refuses is known in time."""
+        """Compile all programs and load those with handlers once, so that what the kernel refuses is known in time."""
         maps, perf_events = len(self._maps), self.perf_events
         self._verified = set()
         try:
@@ -226,13 +226,9 @@ class Attachment:
         attach_type: int = 0,
         function: int = 0,
     ) -> int:
-        """Compile (once for each text) and load."""
+        """Compile and load."""
         options, lowering = self._options, self._options.lowering
-        key = f"{context} {cases}"
-        made = self._made.get(key)
-        if made is None:
-            made = assemble(context, cases, options, self._buffer.name, in_place(), self._code_of)
-            self._made[key] = made
+        key, made = self._assembled(context, cases)
         spec = made.spec
         flags = SLEEPABLE if any(case.waits for case in cases) else 0
         if spec.emit is not None and lowering is not None:
@@ -257,8 +253,8 @@ class Attachment:
         if any(needs_text(condition) for case in cases for condition in case.filters):
             values["text"] = MapFd(self._map(kernel.ARRAY, "ktap_text", TEXT_VALUE_BYTES, kernel.possible_cpus()))
         name = "".join(c if c.isalnum() or c in "_." else "_" for c in f"ktap_{label}")
-        if self._verified is not None and lowering is not None:
-            if f"{kind} {key}" not in self._verified:
+        if self._verified is not None:
+            if f"{kind} {key}" not in self._verified and lowering is not None and any(case.bodies for case in cases):
                 self._verified.add(f"{kind} {key}")
                 if not self._objects.taking:
                     lowering.check(cases, lambda: check(kind, link(made.code, values), attach_type, flags))
@@ -277,6 +273,15 @@ class Attachment:
         fd = self._objects.program(kind, name, made.code, values, attach_type, load)
         self.programs.append(Program(label, fd, made))
         return fd
+
+    def _assembled(self, context: str, cases: Tuple[Case, ...]) -> Tuple[str, Made]:
+        """A program for cases, which is compiled once, and what tells it from others."""
+        key = f"{context} {cases}"
+        made = self._made.get(key)
+        if made is None:
+            made = assemble(context, cases, self._options, self._buffer.name, in_place(), self._code_of)
+            self._made[key] = made
+        return key, made
 
     def _code_of(self, ir: str) -> Code:
         code = self._compiled.get(ir)
@@ -394,12 +399,15 @@ class Attachment:
         from ktap.calls import TYPED, typed_recipe
 
         called, case = event.wanted.called, event.case
-        if called is None or called.type_id is None or case.recipe is None or self._verified is not None:
-            return False  # handlers are tried in the other program that there may be
+        if called is None or called.type_id is None or case.recipe is None:
+            return False
         recipe = typed_recipe(case.recipe, called, self._options.machine)
         if recipe is None:
             return False
         case = case._replace(recipe=recipe, called=called)
+        if self._verified is not None:
+            self._assembled(TYPED[event.wanted.context], (case,))
+            return False  # handlers are tried in the other program that there may be
         values = {**self._record_values(case), "event": number}
         attach_type = links.FEXIT if called.returns else links.FENTRY
         try:
@@ -482,14 +490,6 @@ PLACES: Dict[str, Callable[[Attachment, int, Captured], None]] = {
     COUNTER: Attachment._counter,
 }
 """How events other than system calls are attached."""
-
-
-def raw_context(event: Captured, machine: str) -> Optional[str]:
-    """What a raw tracepoint in place of a tracepoint's event is to programs, None where they need the event itself."""
-    if is_plain(event.wanted):
-        return RAW
-    made = RAW_SYSCALLS.get(event.wanted.label) if machine in REGISTERS else None
-    return made.context if made is not None and reads_to(event) <= made.end else None
 
 
 def _numbers(number: int, event: Captured) -> Values:

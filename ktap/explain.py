@@ -40,7 +40,7 @@ from ktap.lowered import Lowering
 from ktap.map_sizes import locked_bytes
 from ktap.objects import Objects
 from ktap.options import Options
-from ktap.plan import Captured
+from ktap.plan import Captured, raw_context
 from ktap.settings import buffer_bytes, power_of_two
 from ktap.sources import live_source
 from vm.diagnostic import Diagnostic, Refusal
@@ -212,7 +212,7 @@ def groups(events: Sequence[Captured], machine: str) -> Iterator[Tuple[str, str,
 def context_of(event: Captured, machine: str) -> str:
     """What the program of an event is attached to."""
     context = event.wanted.context
-    return (attach.raw_context(event, machine) or context) if context == TRACEPOINT else context
+    return (raw_context(event, machine) or context) if context == TRACEPOINT else context
 
 
 def table_maps(lowering: Lowering) -> Iterator[Tuple[MapSpec, str]]:

@@ -16,6 +16,8 @@ from ktap.capture import (
     COUNTER,
     PROFILE,
     RAW,
+    RAW_SYSCALLS,
+    REGISTERS,
     SYSCALL_ENTER,
     SYSCALL_EXIT,
     TRACEPOINT,
@@ -142,6 +144,14 @@ def reads_to(event: Captured) -> float:
     ends = [place.offset + place.size_bytes for body in case.bodies for place in body.accesses]
     ends += [slot.size_bytes for slot in case.layout.slots if slot.name == RECORD]
     return max(0, *ends, *(looks_to(condition) for condition in case.filters), 0)
+
+
+def raw_context(event: Captured, machine: str) -> Optional[str]:
+    """What a raw tracepoint in place of a tracepoint's event is to programs, None where they need the event itself."""
+    if is_plain(event.wanted):
+        return RAW
+    made = RAW_SYSCALLS.get(event.wanted.label) if machine in REGISTERS else None
+    return made.context if made is not None and reads_to(event) <= made.end else None
 
 
 def probes_of(wanted: Wanted, mask: int) -> Tuple[int, ...]:

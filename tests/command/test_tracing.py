@@ -102,6 +102,19 @@ def test_one_processor(ktap: Ktap) -> None:
     assert done.stdout == f"{last}\t100\n"
 
 
+@pytest.mark.parametrize("tier", ["vm", "auto"])
+def test_what_compiles_is_not_traced(tier: str, environment: dict[str, str]) -> None:
+    """LLVM has a process of its own, which has ended when the first event can be seen."""
+    script = (
+        "trace syscalls:*, kmem:*, exceptions:* { s[ppid] += 1 last = argstr }"
+        " trace_end { for (k, v in pairs(s)) { print(k) } }"
+    )
+    command = [*COMMAND, "--tier", tier, "-q", "-d", "200ms", "-e", script]
+    ktap = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    makers = ktap.communicate(timeout=60)[0].split()
+    assert makers and str(ktap.pid) not in makers
+
+
 @pytest.mark.parametrize(("tier", "late_us"), [("vm", 0), ("kernel", 1_000_000)])
 def test_stamps_are_the_time_of_events(ktap: Ktap, tier: str, late_us: int) -> None:
     """In the kernel a line is sent a little after its handler began."""
