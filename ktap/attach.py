@@ -227,31 +227,10 @@ class Attachment:
         function: int = 0,
     ) -> int:
         """Compile and load."""
-        options, lowering = self._options, self._options.lowering
+        lowering = self._options.lowering
         key, made = self._assembled(context, cases)
-        spec = made.spec
         flags = SLEEPABLE if any(case.waits for case in cases) else 0
-        if spec.emit is not None and lowering is not None:
-            values = {**lowering.values(), **values}
-        values = {**values, "losses": MapFd(self.losses), "own_process": options.own_process}
-        if made.room_bytes:
-            values["room"] = MapFd(self._map(kernel.PERCPU_ARRAY, "ktap_room", made.room_bytes, 1))
-        if any(reference.name == "buffer" for reference in made.code.references):
-            values.update((name, MapFd(fd)) for name, fd in self._buffer.maps)
-        if any(reference.name == PREEMPT_COUNT for reference in made.code.references):
-            found = self._options.preempt_count()
-            if found is not None:
-                values[PREEMPT_COUNT], values[PREEMPT_OFFSET] = KernelVariable(found[0]), found[1]
-        if context in USER_CONTEXTS:
-            values[claiming.CLAIMS] = MapFd(self._claims(label))
-            values["keeper"] = 0 if self._keeper is None else self._keeper.number
-        if options.followed is not None:
-            values["followed"] = MapFd(options.followed)
-        size = scratch_bytes(spec)
-        if size:
-            values["scratch"] = MapFd(self._map(kernel.ARRAY, "ktap_scratch", size, kernel.possible_cpus()))
-        if any(needs_text(condition) for case in cases for condition in case.filters):
-            values["text"] = MapFd(self._map(kernel.ARRAY, "ktap_text", TEXT_VALUE_BYTES, kernel.possible_cpus()))
+        values = {**self._values(context, label, cases, made), **values}
         name = "".join(c if c.isalnum() or c in "_." else "_" for c in f"ktap_{label}")
         if self._verified is not None:
             if f"{kind} {key}" not in self._verified and lowering is not None and any(case.bodies for case in cases):
@@ -259,7 +238,6 @@ class Attachment:
                 if not self._objects.taking:
                     lowering.check(cases, lambda: check(kind, link(made.code, values), attach_type, flags))
             return -1
-
         if function:
             self._objects.unfit()
 
@@ -273,6 +251,32 @@ class Attachment:
         fd = self._objects.program(kind, name, made.code, values, attach_type, load)
         self.programs.append(Program(label, fd, made))
         return fd
+
+    def _values(self, context: str, label: str, cases: Tuple[Case, ...], made: Made) -> Values:
+        """What programs of all kinds refer to; maps are made of what each has for itself."""
+        options, spec = self._options, made.spec
+        values: Values = {"losses": MapFd(self.losses), "own_process": options.own_process}
+        if spec.emit is not None and options.lowering is not None:
+            values.update(options.lowering.values())
+        if made.room_bytes:
+            values["room"] = MapFd(self._map(kernel.PERCPU_ARRAY, "ktap_room", made.room_bytes, 1))
+        names = {reference.name for reference in made.code.references}
+        if "buffer" in names:
+            values.update((name, MapFd(fd)) for name, fd in self._buffer.maps)
+        count = options.preempt_count() if PREEMPT_COUNT in names else None
+        if count is not None:
+            values[PREEMPT_COUNT], values[PREEMPT_OFFSET] = KernelVariable(count[0]), count[1]
+        if context in USER_CONTEXTS:
+            values[claiming.CLAIMS] = MapFd(self._claims(label))
+            values["keeper"] = 0 if self._keeper is None else self._keeper.number
+        if options.followed is not None:
+            values["followed"] = MapFd(options.followed)
+        cpus, size = kernel.possible_cpus(), scratch_bytes(spec)
+        if size:
+            values["scratch"] = MapFd(self._map(kernel.ARRAY, "ktap_scratch", size, cpus))
+        if any(needs_text(condition) for case in cases for condition in case.filters):
+            values["text"] = MapFd(self._map(kernel.ARRAY, "ktap_text", TEXT_VALUE_BYTES, cpus))
+        return values
 
     def _assembled(self, context: str, cases: Tuple[Case, ...]) -> Tuple[str, Made]:
         """A program for cases, which is compiled once, and what tells it from others."""
@@ -455,19 +459,17 @@ class Attachment:
         return [Skipped(events[place.cookie], error) for place, error in attached.refused]
 
     def _profile(self, number: int, event: Captured) -> None:
-        timer = event.wanted.timer
-        assert timer is not None
-        fd = self._program(kernel.PERF_EVENT, PROFILE, event.wanted.name, (event.case,), _numbers(number, event))
-        counter = kernel.Counter(kernel.TYPE_SOFTWARE, kernel.CPU_CLOCK, timer.period_ns)
-        cpus = kernel.online_cpus() if self._options.cpu is None else (self._options.cpu,)
-        for cpu in cpus:
-            self._hang(lambda cpu=cpu: self._objects.perf_event(counter, cpu, fd))  # type: ignore[misc]
+        assert event.wanted.timer is not None
+        period_ns = event.wanted.timer.period_ns
+        self._everywhere(PROFILE, number, event, kernel.Counter(kernel.TYPE_SOFTWARE, kernel.CPU_CLOCK, period_ns))
 
     def _counter(self, number: int, event: Captured) -> None:
+        assert event.wanted.counter is not None
+        self._everywhere(COUNTER, number, event, event.wanted.counter)
+
+    def _everywhere(self, context: str, number: int, event: Captured, counter: kernel.Counter) -> None:
         """A perf event on every processor."""
-        counter = event.wanted.counter
-        assert counter is not None
-        fd = self._program(kernel.PERF_EVENT, COUNTER, event.wanted.name, (event.case,), _numbers(number, event))
+        fd = self._program(kernel.PERF_EVENT, context, event.wanted.name, (event.case,), _numbers(number, event))
         for cpu in kernel.online_cpus() if self._options.cpu is None else (self._options.cpu,):
             self._hang(lambda cpu=cpu: self._objects.perf_event(counter, cpu, fd, event.wanted.label))  # type: ignore[misc]
 

@@ -7,7 +7,7 @@ program and one record, and the filters that held are told by bits of the point'
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from ktap import demand
 from ktap.bodies import Body
@@ -182,33 +182,19 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
     at_entry = wanted.context == SYSCALL_ENTER and bool(wanted.probes)
     late_filters = at_entry and any(reads_process(condition) for condition in wanted.filters)
     late = late_filters or (at_entry and any(read.space != demand.KERNEL for read in wanted.demand.reads))
-    slots: List[Slot] = context_slots(wanted.demand, late)
-    begun = enters(wanted)
-    if wanted.demand.user_stack and begun == demand.USER:
-        slots.append(integer(CALLER, "Q"))
-    if wanted.demand.kernel_stack and begun == demand.KERNEL:
-        slots.append(integer(KERNEL_CALLER, "Q"))
-    reads: List[demand.Read] = []
-    placed: List[demand.Read] = []
     place_of = value_places(wanted, symbols)
-    space = demand.USER if wanted.context in OF_PROCESSES else demand.KERNEL
-    for read in sorted((demand.settled(read, space) for read in wanted.demand.reads), key=repr):
-        found = demand.placed(read, place_of)
-        if isinstance(found, demand.Read):
-            slots.append(variable(f"{READ}{len(reads)}", read.most_bytes))
-            reads.append(read)
-            placed.append(found)
-    members: Dict[str, demand.Read] = {}
-    for member in wanted.members:
-        found = demand.placed(member.read, place_of)
-        if isinstance(found, demand.Read):
-            slots.append(variable(f"{MEMBER}{member.path}", member.read.most_bytes))
-            members[member.path] = found
-    if wanted.context == RAW and wanted.arguments and reads_record(wanted.demand):
-        slots.append(fixed(ARGUMENTS, 8 * len(wanted.arguments)))
-    if wanted.format is not None and reads_record(wanted.demand):
-        slots.append(record_slot(wanted.context, wanted.format, wanted.recipe))
-    layout = aligned(tuple(slots))
+    read = _placed_reads(wanted, place_of)
+    members = _placed_members(wanted, place_of)
+    layout = aligned(
+        (
+            *context_slots(wanted.demand, late),
+            *_caller_slots(wanted),
+            *(variable(f"{READ}{number}", pair[0].most_bytes) for number, pair in enumerate(read)),
+            *(variable(f"{MEMBER}{member.path}", member.read.most_bytes) for member, _ in members),
+            *_record_slots(wanted),
+        )
+    )
+    placed = [place for _, place in read]
     keep_format = wanted.format if wanted.format is not None and _dynamic(wanted.format) else None
     if keep_format is not None and wanted.recipe is not None:
         keep_format = keep_format._replace(name="")  # so that functions of one kind of record are one case
@@ -219,7 +205,7 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
         wanted.filters,
         always,
         tuple(placed),
-        members,
+        {member.path: place for member, place in members},
         bodies=wanted.bodies,
         sends=bool(wanted.probes),
         sent_filters=_bits(wanted.filter_of),
@@ -233,13 +219,45 @@ def captured(wanted: Wanted, symbols: Mapping[str, int]) -> Captured:
         wanted.name,
         layout,
         wanted.format,
-        tuple(reads),
+        tuple(asked for asked, _ in read),
         wanted.arguments,
         symbols,
         has_plumbing(wanted.context),
         wanted.members,
     )
     return Captured(wanted, case, kind)
+
+
+def _caller_slots(wanted: Wanted) -> Iterator[Slot]:
+    """The callers of functions that have just begun, whom their stacks do not have yet."""
+    begun = enters(wanted)
+    if wanted.demand.user_stack and begun == demand.USER:
+        yield integer(CALLER, "Q")
+    if wanted.demand.kernel_stack and begun == demand.KERNEL:
+        yield integer(KERNEL_CALLER, "Q")
+
+
+def _placed_reads(wanted: Wanted, place_of: demand.PlaceOf) -> List[Tuple[demand.Read, demand.Read]]:
+    """What handlers read of memory, with where that is."""
+    space = demand.USER if wanted.context in OF_PROCESSES else demand.KERNEL
+    reads = sorted((demand.settled(read, space) for read in wanted.demand.reads), key=repr)
+    pairs = [(read, demand.placed(read, place_of)) for read in reads]
+    return [(read, place) for read, place in pairs if isinstance(place, demand.Read)]
+
+
+def _placed_members(wanted: Wanted, place_of: demand.PlaceOf) -> List[Tuple[Member, demand.Read]]:
+    """What handlers read by the names of members, with where that is."""
+    pairs = [(member, demand.placed(member.read, place_of)) for member in wanted.members]
+    return [(member, place) for member, place in pairs if isinstance(place, demand.Read)]
+
+
+def _record_slots(wanted: Wanted) -> Iterator[Slot]:
+    if not reads_record(wanted.demand):
+        return
+    if wanted.context == RAW and wanted.arguments:
+        yield fixed(ARGUMENTS, 8 * len(wanted.arguments))
+    if wanted.format is not None:
+        yield record_slot(wanted.context, wanted.format, wanted.recipe)
 
 
 def touches(wanted: Wanted, reads: Sequence[demand.Read]) -> Tuple[demand.Read, ...]:
