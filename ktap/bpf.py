@@ -177,11 +177,11 @@ def attach_raw_tracepoint(program: int, name: str) -> int:
 # -- perf events --------------------------------------------------------------------------------
 
 
-def open_attribute(attribute: bytes, cpu: int, pid: int, what: str) -> int:
-    """perf_event_open(2) with a struct perf_event_attr, close-on-exec. Raises OSError."""
+def open_attribute(attribute: bytes, cpu: int, pid: int, what: str, leader: int = -1) -> int:
+    """perf_event_open(2) with a struct perf_event_attr, close-on-exec, in the group of a leader. Raises OSError."""
     buffer = ctypes.create_string_buffer(attribute.ljust(ATTRIBUTE_BYTES, b"\0"), ATTRIBUTE_BYTES)
     number = _architecture(PERF_CALL, "perf_event_open")
-    fd: int = _libc.syscall(number, buffer, pid, cpu, -1, OPEN_CLOEXEC)
+    fd: int = _libc.syscall(number, buffer, pid, cpu, leader, OPEN_CLOEXEC)
     if fd < 0:
         error = ctypes.get_errno()
         raise OSError(error, text_of(error), what)

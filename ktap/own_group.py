@@ -23,6 +23,9 @@ from ktap.keeper import Keeper
 from ktap.perf_event import Attribute, open_event
 from ktap.tracefs import GROUP as GROUP
 
+COUNTED = ".counted"
+INSTANCES = ("", COUNTED)
+"""What the names of a group's instances end with."""
 FILES = ("uprobe_events", "kprobe_events", "dynamic_events")
 DEFINITION = re.compile(r"^\w+:([\w]+)/([\w]+)", re.M)
 REMOVING_S = 20.0
@@ -67,7 +70,7 @@ class OwnGroup:
         if self._keeper is None:
             sweep(self._root)
             root, name = self._root, self.name
-            self._keeper = Keeper({"open": _open}, lambda: remove(root, name))
+            self._keeper = Keeper({"open": _open, "join": _join}, lambda: remove(root, name))
         return self._keeper
 
     @property
@@ -96,11 +99,13 @@ class OwnGroup:
         """The directory of an event."""
         return os.path.join(self._root, "events", self.name, name)
 
-    def open(self, attribute: Attribute, text: bytes, cpu: int, what: str) -> int:
+    def open(self, attribute: Attribute, text: bytes, cpu: int, what: str, leader: int = -1) -> int:
         """See perf_event.open_event: a perf event of a place in code, of all processes. Raises OSError.
 
         The attribute's `config1` is to point at the text, where there is one.
         """
+        if leader >= 0:
+            return self.guard().call("join", (tuple(attribute), cpu, what), [leader])
         return self.guard().call("open", (tuple(attribute), text, cpu, what))
 
     def close(self) -> None:
@@ -119,6 +124,11 @@ def _open(numbers: Tuple[int, ...], text: bytes, cpu: int, what: str) -> int:
     if text:
         attribute = attribute._replace(config1=ctypes.addressof(room))
     return open_event(attribute, cpu, -1, what)
+
+
+def _join(leader: int, numbers: Tuple[int, ...], cpu: int, what: str) -> int:
+    """The same, in the group of a leader."""
+    return open_event(Attribute(*numbers), cpu, -1, what, leader)
 
 
 def write(path: str, text: str) -> None:
@@ -158,23 +168,24 @@ def definitions(root: str) -> Dict[str, List[Tuple[str, str]]]:
 
 
 def remove(root: str, group: str) -> None:
-    """Remove a group's instance and events; what is in use is tried again for a while."""
+    """Remove a group's instances and events; what is in use is tried again for a while."""
     end = time.monotonic() + REMOVING_S
-    instance = os.path.join(root, "instances", group)
+    instances = [os.path.join(root, "instances", group + kind) for kind in INSTANCES]
     while True:
-        with suppress(FileNotFoundError):
-            try:
-                os.rmdir(instance)
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
+        for instance in instances:
+            with suppress(FileNotFoundError):
+                try:
+                    os.rmdir(instance)
+                except OSError as error:
+                    if error.errno != errno.EBUSY:
+                        raise
         left = definitions(root).get(group, [])
         for name, file in left:
             with suppress(OSError):
                 write(os.path.join(root, file), f"-:{group}/{name}")
-        if (not left and not os.path.exists(instance)) or time.monotonic() > end:
+        if (not left and not any(map(os.path.exists, instances))) or time.monotonic() > end:
             return
-        if definitions(root).get(group) or os.path.exists(instance):
+        if definitions(root).get(group) or any(map(os.path.exists, instances)):
             time.sleep(RETRY_S)
 
 
@@ -182,7 +193,8 @@ def sweep(root: str) -> None:
     """Remove the groups of processes that are no more."""
     groups = set(definitions(root))
     with suppress(OSError):
-        groups |= {name for name in os.listdir(os.path.join(root, "instances")) if GROUP.fullmatch(name)}
+        names = (name.partition(".")[0] for name in os.listdir(os.path.join(root, "instances")))
+        groups |= {name for name in names if GROUP.fullmatch(name)}
     for group in groups:
         match = GROUP.fullmatch(group)
         assert match is not None

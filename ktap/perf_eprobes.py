@@ -18,7 +18,7 @@ from ktap.layout import Slot
 from ktap.own_group import OwnGroup
 from ktap.perf_event import TRACEPOINT as TRACEPOINT_TYPE
 from ktap.perf_event import Attribute
-from ktap.perf_fetch import Cells, Fetches, Inexpressible, Words, field_names, strings_bytes
+from ktap.perf_fetch import Cells, Fetches, Inexpressible, Words, field_names
 from ktap.perf_probes import format_of
 from ktap.perf_streams import Stream, Tools
 from ktap.perf_values import Fill, Maker, tracepoint_fills
@@ -27,8 +27,6 @@ from ktap.tracefs import TracepointName
 
 PLAIN = {INTEGER: "u", POINTER: "x"}
 FILE = "dynamic_events"
-MOST_INSTANCE_BYTES = 4000
-"""Of a record in an instance: it and a header have a page, also where the ring has larger ones (seen on Linux 6.12)."""
 TRIED = "sched.sched_switch"
 """A tracepoint that every kernel has."""
 
@@ -105,7 +103,10 @@ def eprobe_stream(number: int, event: Captured, tools: Tools) -> Stream:
     fetches = fetches_of(event, event_format)
     copies = Copies(event_format) if event.kind.layout.item(RECORD) is not None else None
     arguments = [*(copies.arguments if copies is not None else ()), *fetches.arguments]
-    how = f"an event probe, read from an instance of tracefs; it fetches {' '.join(arguments)}"
+    how = (
+        "an event probe, read from an instance of tracefs, where a histogram counts what there is no room for;"
+        f" it fetches {' '.join(arguments)}"
+    )
     attribute = Attribute(TRACEPOINT_TYPE, 0)
     if not tools.attaching:
         return Stream(wanted.label, attribute, lambda sample: (), how=how)
@@ -122,7 +123,7 @@ def eprobe_stream(number: int, event: Captured, tools: Tools) -> Stream:
         leaves_out_ktap=not event.case.of_ktap,
         how=how,
         traced=TracepointName(own.name, defined),
-        fits=strings_bytes(arguments) < MOST_INSTANCE_BYTES,
+        origin=TracepointName(group, name),
     )
 
 

@@ -68,9 +68,11 @@ class Attribute(NamedTuple):
     """The most addresses of a call chain, 0 for as many as the kernel allows."""
 
 
-def open_event(attribute: Attribute, cpu: int, pid: int, what: str) -> int:
-    """An event that is not enabled yet. Raises OSError with `what` as its file name."""
+def open_event(attribute: Attribute, cpu: int, pid: int, what: str, leader: int = -1) -> int:
+    """An event that is not enabled yet, or one that is when its group's leader is. Raises OSError with `what` as its
+    file name."""
     registers = attribute.registers
+    flags = attribute.flags | SAMPLE_ID_ALL | USE_CLOCK | WATERMARK | (DISABLED if leader < 0 else 0)
     for read_format in (FORMAT_LOST, 0):
         packed = struct.pack(
             "=IIQQQQQIIQQQQIiQIHHII",
@@ -80,7 +82,7 @@ def open_event(attribute: Attribute, cpu: int, pid: int, what: str) -> int:
             attribute.period,
             attribute.sample | ALWAYS,
             read_format,
-            attribute.flags | DISABLED | SAMPLE_ID_ALL | USE_CLOCK | WATERMARK,
+            flags,
             1 << 30,
             attribute.breakpoint,
             attribute.config1,
@@ -97,7 +99,7 @@ def open_event(attribute: Attribute, cpu: int, pid: int, what: str) -> int:
             0,
         )
         try:
-            return kernel.open_attribute(packed, cpu, pid, what)
+            return kernel.open_attribute(packed, cpu, pid, what, leader)
         except OSError as error:
             if error.errno != errno.EINVAL or not read_format:
                 raise
@@ -136,6 +138,12 @@ def has_programs(event: int) -> bool:
 def disable(event: int) -> None:
     """Let an event take no more samples. Raises OSError."""
     fcntl.ioctl(event, kernel.IOC_DISABLE, 0)
+
+
+def count_of(event: int) -> int:
+    """How often an event has happened while it was enabled."""
+    count: int = WORD_AT(os.read(event, 64), 0)[0]
+    return count
 
 
 def lost_samples(event: int) -> Optional[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Callable, Dict, FrozenSet, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, FrozenSet, Iterable, List, Optional, Sequence, Tuple
 
 from ktap import function_tracer
 from ktap.own_group import OwnGroup
@@ -11,13 +11,19 @@ from ktap.own_instance import OwnInstance
 from ktap.perf_event import Sample
 from ktap.perf_streams import Stream
 from ktap.tasks import GONE
+from vm.event import Loss
 
 PAGES_AT_A_TIME = 64
 """So many of each processor are read at a time, so that the end of a run is seen in a flood."""
+TRACE_FULL = "tracefs buffer full"
+"""A loss."""
 
 
 class PerfInstance:
-    """The instance of a source; it is made when the first stream takes it."""
+    """An instance of a source; it is made when the first stream takes it."""
+
+    name = ""
+    """What is behind the name of its group."""
 
     def __init__(self, root: str, group: Callable[[], OwnGroup], cpus: Sequence[int], size_bytes: int) -> None:
         """Rings of `size_bytes` for each of `cpus`; `group` gives the group whose guard removes it."""
@@ -28,6 +34,10 @@ class PerfInstance:
         self._instance: Optional[OwnInstance] = None
         self._types: Dict[int, Stream] = {}
         """Streams by the number that their records have."""
+
+    def takes(self, stream: Stream) -> bool:
+        """Whether a stream comes through it."""
+        return bool(stream.tracer) or (stream.traced is not None and stream.origin is None)
 
     def tracers(self) -> FrozenSet[str]:
         """The tracers of functions that it can be given, none where there can be no instance."""
@@ -40,7 +50,7 @@ class PerfInstance:
         if self._instance is None:
             group = self._group()
             group.guard()
-            self._instance = OwnInstance(self._root, group.name, self._cpus, self._size)
+            self._instance = OwnInstance(self._root, group.name + self.name, self._cpus, self._size)
         return self._instance
 
     def open(
@@ -103,12 +113,21 @@ class PerfInstance:
         ]
         return samples, all_until_ns
 
-    def losses(self) -> List[Tuple[int, int]]:
+    def losses(self) -> List[Loss]:
         """Events that found no room, by processor."""
-        return [] if self._instance is None else [(cpu, lost) for cpu, lost in self._instance.losses() if lost]
+        return trace_full(self.overruns())
+
+    def overruns(self) -> List[Tuple[int, int]]:
+        """How many events the ring of each processor had no room for."""
+        return [] if self._instance is None else self._instance.losses()
 
     def close(self) -> None:
         """Remove it. Safe to call twice."""
         if self._instance is not None:
             self._instance.close()
             self._instance = None
+
+
+def trace_full(lost: Iterable[Tuple[int, int]]) -> List[Loss]:
+    """Events that found no room, by processor."""
+    return [Loss(TRACE_FULL, f"processor {cpu}", count) for cpu, count in lost if count]

@@ -36,7 +36,7 @@ from ktap.perf_fetch import (
     register_names,
     strings_bytes,
 )
-from ktap.perf_streams import Stream, Tools, chain_of
+from ktap.perf_streams import Bare, Stream, Tools, chain_of
 from ktap.perf_values import Fill, Maker, Who, samples_of, tracepoint_fills
 from ktap.plan import Captured, Wanted, field_of
 from ktap.predicate import looked_at
@@ -224,7 +224,11 @@ def _defined_stream(
     registers = Registers(tools.machine)
     attribute = attribute_of(first, registers, tools.machine)
     label, functions = label_of(places), len(places) if first.wanted.called is not None else 0
+    fits = not functions or strings_bytes(fetches.arguments) < MOST_PERF_BYTES
+    functions *= 1 if fits else 1 + counters(places)
     how = f"a definition in ktap's own group, with perf events; it fetches {' '.join(fetches.arguments) or 'nothing'}"
+    if not fits:
+        how += "; what there is no room for is counted by another beside"
     if event_format is None:
         return Stream(label, attribute, lambda sample: (), how=how, functions=functions)
     cells = fetches.cells(event_format)
@@ -246,6 +250,7 @@ def _defined_stream(
         half = len(places) // 2
         return [*defined_streams(places[:half], tools), *defined_streams(places[half:], tools)]
 
+    beside = () if fits else counting(places, tools.group())
     attribute = attribute._replace(type=TRACEPOINT_TYPE, config=event_format.id)
     return Stream(
         label,
@@ -257,8 +262,23 @@ def _defined_stream(
         parts=parts if len(places) > 1 else None,
         defined=event_format.name,
         functions=functions,
-        fits=first.wanted.called is None or strings_bytes(fetches.arguments) < MOST_PERF_BYTES,
+        fits=fits,
+        beside=beside,
     )
+
+
+def counters(places: Sequence[Members]) -> int:
+    """How many definitions count beside one: see ktap.perf_counts."""
+    return 2 if is_return(places[0]) else 1
+
+
+def counting(places: Sequence[Members], group: OwnGroup) -> Tuple[Bare, ...]:
+    """What counts the events of places beside those that fetch; nothing where the kernel takes no more definitions."""
+    try:
+        formats = [define(places, (), group) for _ in range(counters(places))]
+    except OSError:
+        return ()
+    return tuple(Bare(one.name, Attribute(TRACEPOINT_TYPE, one.id)) for one in formats)
 
 
 def fetches_of(event: Captured, machine: str) -> Fetches:

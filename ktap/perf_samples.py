@@ -22,6 +22,8 @@ class Opened(NamedTuple):
     stream: Stream
     fds: List[int]
     read: Read
+    beside: List[List[int]]
+    """What counts beside each of them, in its group (ktap.perf_counts): the leader is the first."""
 
 
 Held = List[Union[Sample, Change]]

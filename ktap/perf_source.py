@@ -18,6 +18,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from ktap import kernel
 from ktap.captured import make_event
+from ktap.counted_instance import Instances
 from ktap.event_format import EventFormat
 from ktap.kernel_log import KernelLog
 from ktap.layout import Values
@@ -25,6 +26,7 @@ from ktap.needs import Needs, needs, symbols_of
 from ktap.open_files import allow_files
 from ktap.own_group import OwnGroup
 from ktap.perf_buffer import LOST, SAMPLE
+from ktap.perf_counts import TOO_LONG, Processors, begin, dropped, end, open_events, uncounted
 from ktap.perf_demand import Here, also, check, unfit, with_parent
 from ktap.perf_event import (
     COMM_RECORDS,
@@ -35,7 +37,6 @@ from ktap.perf_event import (
     TRACEPOINT,
     Attribute,
     Sample,
-    disable,
     has_programs,
     lost_samples,
     number_of,
@@ -44,7 +45,6 @@ from ktap.perf_event import (
     set_filter,
     share_ring,
 )
-from ktap.perf_instance import PerfInstance
 from ktap.perf_probes import REFUSED
 from ktap.perf_rings import Ring, map_largest, online, settled_ns, taken, unmap
 from ktap.perf_samples import Opened, take_samples, unread_samples
@@ -63,10 +63,6 @@ from vm.program import Program
 TASK_RING_BYTES = 1 << 19
 LEAST_RING_BYTES = 1 << 15
 LONGEST_SLEEP_NS = 8_000_000
-UNCOUNTED = (
-    "the kernel has no room for long strings (write buffers, say) without BPF: events whose strings have more than about"
-    " 4000 bytes together, or 8000 at functions, are lost and not counted"
-)
 NEW_TASK = TracepointName("task", "task_newtask")
 """Tells which new processes have their maker's parent."""
 CLONE_PARENT = 0x8000
@@ -108,7 +104,7 @@ class PerfSource:
         """What PERF_RECORD_LOST told, by processor."""
         self._warned: Set[str] = set()
         self._group: Optional[OwnGroup] = None
-        self._instance: Optional[PerfInstance] = None
+        self._instance: Optional[Instances] = None
         self._missed: Dict[str, int] = {}
         """By definition, before tracing began."""
         self._has_event_probes: Optional[bool] = None
@@ -117,6 +113,7 @@ class PerfSource:
         self._new_task: Optional[NewTask] = None
         self._made_tasks: Optional[Opened] = None
         self._log: Optional[KernelLog] = None
+        self._processors = Processors(say)
         self._own = os.getpid()
         self._initial = os.readlink("/proc/self/ns/pid") == kernel.INITIAL_PID_NAMESPACE
         """Records have the numbers of this namespace."""
@@ -182,13 +179,14 @@ class PerfSource:
         narrowing = f"common_pid != {self._own}" if self._initial else ""
         cpus = online(self._options.cpu)
         size = power_of_two(self._options.buffer_bytes or buffer_bytes(len(cpus)))
-        instance = self._instance = PerfInstance(self._kernel.tracefs().root, self._own_group, cpus, size)
+        root = self._kernel.tracefs().root
+        instance = self._instance = Instances(root, self._own_group, cpus, size, self._say, self._processors)
         tools = Tools(
             self.bits,
             self._format,
             narrowing,
             self._kernel.machine,
-            self._kernel.tracefs().root,
+            root,
             self._own_group,
             self._skip,
             instance.tracers,
@@ -197,17 +195,16 @@ class PerfSource:
         wanted = self.streams = streams(events, tools)
         if not self._options.attaching:
             return
-        allow_files((len(wanted) + 4) * (len(cpus) + 1))
+        beside = sum(len(stream.beside) for stream in wanted)
+        allow_files((len(wanted) + beside + 4) * (len(cpus) + 1))
         if self._helpers.spaces is not None:
             self._helpers.spaces.watch(self._options.pids)
         self._open_rings(cpus)
         self._tasks.snapshot(time.monotonic_ns())
         self._log = KernelLog(events)
-        if not all(stream.fits for stream in wanted):
-            self._say(UNCOUNTED)
         traced, others = instance.open(wanted, bool(narrowing), self._skip)
         for stream in traced:
-            self._streams.append(Opened(stream, [], reader(RAW, 0)))
+            self._streams.append(Opened(stream, [], reader(RAW, 0), []))
             self._opened[-stream.attribute.config] = self._streams[-1]
         for stream in (*others, *(one for one in wanted if one.traced is None and not one.tracer)):
             self._open(stream)
@@ -222,8 +219,7 @@ class PerfSource:
         self._look_for_programs()
         self._missed = self._missed_by_probes()
         for opened in self._streams:
-            for fd in opened.fds:
-                kernel.enable(fd)
+            begin(opened, cpus, self._processors)
         instance.start()
 
     def _skip(self, label: str, error: OSError) -> None:
@@ -275,7 +271,7 @@ class PerfSource:
         self._new_task = NewTask(fields["pid"].offset, fields["clone_flags"].offset, fields["clone_flags"].size)
         attribute = Attribute(TRACEPOINT, event.id, 1, RAW)
         read = reader(RAW, 0)
-        opened = self._made_tasks = Opened(Stream(str(NEW_TASK), attribute, lambda sample: ()), [], read)
+        opened = self._made_tasks = Opened(Stream(str(NEW_TASK), attribute, lambda sample: ()), [], read, [])
         self._streams.append(opened)
         for ring in self._task_rings:
             fd = open_event(attribute, ring.cpu, -1, str(NEW_TASK))
@@ -293,11 +289,11 @@ class PerfSource:
                 self._open(part)
             return
         attribute = stream.attribute
-        opened = Opened(stream, [], reader(attribute.sample, bin(attribute.registers).count("1")))
+        opened = Opened(stream, [], reader(attribute.sample, bin(attribute.registers).count("1")), [])
         self._streams.append(opened)
         for ring in self._rings:
             try:
-                fd = self._event(stream, ring.cpu)
+                fd = self._event(opened, ring.cpu)
             except OSError as error:
                 if stream.event_id is not None or opened.fds or error.errno not in REFUSED:
                     raise
@@ -312,10 +308,13 @@ class PerfSource:
             share_ring(fd, ring.owner)
             if stream.filter:
                 set_filter(fd, stream.filter)
+        if not stream.fits and not stream.beside:
+            self._say(uncounted(stream))
 
-    def _event(self, stream: Stream, cpu: int) -> int:
+    def _event(self, opened: Opened, cpu: int) -> int:
+        stream = opened.stream
         if stream.in_code:
-            return self._own_group().open(stream.attribute, stream.text, cpu, stream.label)
+            return open_events(self._own_group(), opened, cpu)
         return open_event(stream.attribute, cpu, -1, stream.label)
 
     # -- reading ----------------------------------------------------------------------------------
@@ -409,14 +408,16 @@ class PerfSource:
     def quiet(self) -> None:
         """See vm.event.Source.quiet."""
         if not self._is_quiet:
-            for fd in (fd for opened in self._streams for fd in opened.fds):
-                disable(fd)
+            for opened in self._streams:
+                end(opened, [ring.cpu for ring in self._rings], self._processors)
             if self._instance is not None:
                 self._instance.stop()
         self._is_quiet = True
 
     def settle(self, last: bool = False) -> None:
-        """See vm.event.Source.settle: nothing is counted elsewhere."""
+        """See vm.event.Source.settle: nothing is counted elsewhere, but for losses, and those not before the end."""
+        if last:
+            self.quiet()
         if self._helpers.spaces is not None:
             self._helpers.spaces.update()
 
@@ -433,13 +434,16 @@ class PerfSource:
                 found.append(Loss(FULL, opened.stream.label, total))
         if not counted:
             found += [Loss(FULL, f"processor {cpu}", count) for cpu, count in sorted(self._lost_records.items())]
-        missed = self._missed_by_probes()
-        for stream in (opened.stream for opened in self._streams if opened.stream.functions):
-            count = missed.get(stream.defined, 0) - self._missed.get(stream.defined, 0)
-            if count:
-                found.append(Loss(missed_text(stream.label), stream.label, count))
+        missed = {name: count - self._missed.get(name, 0) for name, count in self._missed_by_probes().items()}
+        for opened in (opened for opened in self._streams if opened.stream.functions):
+            label = opened.stream.label
+            counts = (
+                (missed_text(label), missed.get(opened.stream.defined, 0)),
+                (TOO_LONG, dropped(opened, missed, self._say)),
+            )
+            found += [Loss(what, label, count) for what, count in counts if count]
         if self._instance is not None:
-            found += [Loss(TRACE_FULL, f"processor {cpu}", count) for cpu, count in self._instance.losses()]
+            found += self._instance.losses()
         self._look_for_programs()
         if found and self._options.pids:
             self._say("what was lost may be of other processes, too: without BPF they are told apart behind the buffer")
@@ -464,7 +468,7 @@ class PerfSource:
         """See vm.event.Source.close."""
         if self._helpers.spaces is not None:
             self._helpers.spaces.stop()
-        for fd in (fd for opened in self._streams for fd in opened.fds):
+        for fd in (fd for opened in self._streams for fds in (opened.fds, *opened.beside) for fd in fds):
             os.close(fd)
         for ring in (*self._rings, *self._task_rings):
             unmap(ring)
@@ -479,4 +483,4 @@ class PerfSource:
                 held.close()
 
 
-FULL, TRACE_FULL = "perf buffer full", "tracefs buffer full"
+FULL = "perf buffer full"

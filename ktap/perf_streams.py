@@ -64,6 +64,13 @@ class Tools(NamedTuple):
     attaching: bool = True
 
 
+class Bare(NamedTuple):
+    """An event of ktap's group that is at the places of another and fetches nothing."""
+
+    defined: str
+    attribute: Attribute
+
+
 class Stream(NamedTuple):
     """A perf event, one on every processor."""
 
@@ -90,6 +97,10 @@ class Stream(NamedTuple):
     """It comes through a tracefs instance, by this name."""
     fits: bool = True
     """The kernel has room for all that it may have to fetch: where it has not it drops the event, and does not count it."""
+    beside: Tuple[Bare, ...] = ()
+    """What is counted beside it then (ktap.perf_counts)."""
+    origin: Optional[TracepointName] = None
+    """The tracepoint that its event probe hangs on, whose events are counted beside."""
     tracer: str = ""
     """It comes from a tracer of functions, in an instance, by this name."""
     lines: Tuple[Line, ...] = ()

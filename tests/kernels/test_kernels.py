@@ -22,6 +22,7 @@ TESTS = (
     "tests/kernels/functions.py",
     "tests/kernels/forms.py",
     "tests/kernels/without_bpf.py",
+    "tests/kernels/long_strings.py",
 )
 """What is run there."""
 TIMEOUT_S = 1800
