@@ -27,7 +27,7 @@ from ktap.perf_streams import Stream
 TOO_LONG = "strings longer than the kernel has room for"
 """A loss."""
 PROBE_BYTES, FUNCTION_BYTES = 4000, 8000
-"""So much room there is about, in an instance and in perf."""
+"""So much room there is for strings: in an instance a page, less the rest, and in perf PERF_MAX_TRACE_SIZE, less it."""
 
 Say = Callable[[str], None]
 

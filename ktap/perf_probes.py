@@ -22,6 +22,7 @@ from ktap.demand import Passed, Read
 from ktap.event_format import EventFormat, parse_format
 from ktap.fetch import KEEP
 from ktap.own_group import OwnGroup
+from ktap.perf_counts import FUNCTION_BYTES
 from ktap.perf_event import ADDRESS, IP, RAW, REGISTERS, USER_STACK_BYTES, Attribute, Sample
 from ktap.perf_event import TRACEPOINT as TRACEPOINT_TYPE
 from ktap.perf_fetch import (
@@ -57,8 +58,6 @@ REFUSED = frozenset({*uprobes.REFUSED, *links.REFUSED})
 FEW = 4
 """So many places are an event each; more of them are one definition, which the kernel lets go of all at once."""
 UNKNOWN_AT_RETURN = f"this kernel's definitions have no arguments of a call at its return; {KEEP}"
-MOST_PERF_BYTES = 8000
-"""Of a record of a kernel function (PERF_MAX_TRACE_SIZE, less a header); those of programs are cut to a page."""
 NUMBER = "number"
 """The argument of a definition that says which of its places it was."""
 
@@ -224,7 +223,7 @@ def _defined_stream(
     registers = Registers(tools.machine)
     attribute = attribute_of(first, registers, tools.machine)
     label, functions = label_of(places), len(places) if first.wanted.called is not None else 0
-    fits = not functions or strings_bytes(fetches.arguments) < MOST_PERF_BYTES
+    fits = not functions or strings_bytes(fetches.arguments) < FUNCTION_BYTES
     functions *= 1 if fits else 1 + counters(places)
     how = f"a definition in ktap's own group, with perf events; it fetches {' '.join(fetches.arguments) or 'nothing'}"
     if not fits:

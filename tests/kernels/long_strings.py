@@ -92,6 +92,19 @@ def test_none_where_there_are_none(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", PROBES)
+def test_until_a_handler_ends_it_and_on_one_processor(kind: str) -> None:
+    """What came and is not handled any more is not lost; all calls with long strings are made before the last short one."""
+    probe = words(PROBES[kind])
+    ends = probe.replace("n[", f"total += 1 if (total == {SHORT}) {{ exit() }} n[")
+    script = f"var total = 0 trace {ends} trace_end {{ print(total) }}"
+    code = f"import os\nos.sched_setaffinity(0, {{1}}){CALLS}" + "for n in range(500): os.write(77, b'later\\0')\n"
+    with busy():
+        traced = trace(script, python(code), tier=EVENTS, everyone=True, cpu=1)
+    assert traced.lines == [str(SHORT)] and not traced.faults
+    assert [(loss.what, loss.events) for loss in traced.losses] == [(TOO_LONG, LONG)]
+
+
+@pytest.mark.parametrize("kind", PROBES)
 def test_with_those_that_find_no_room(kind: str) -> None:
     """In a ring of one page both are lost, and told by what they were lost for; all in all, it is every call."""
     probe = words(PROBES[kind])
@@ -176,9 +189,9 @@ def test_a_return_whose_call_ran_before_is_said_to_be_one(tmp_path: Path, monkey
         return fd
 
     monkeypatch.setattr(OwnGroup, "open", open_one)
-    script = "trace probe:ksys_read%return a=+0($retval):ustring b=+1($retval):ustring { n += 1 } trace_end { }"
+    script = "trace probe:ksys_read%return a=+0($retval):ustring b=+1($retval):ustring { n[args.a, args.b] += 1 }"
     try:
-        traced = trace(f"var n = 0 {script}", python(f"open({str(fifo)!r}, 'w').write('x')"), tier=EVENTS)
+        traced = trace(script, python(f"open({str(fifo)!r}, 'w').write('x')"), tier=EVENTS)
     finally:
         os.close(held)
         for reader in readers:
