@@ -105,7 +105,8 @@ def take_apart(text: str, condition: Optional[str]) -> Written:
         return Written(text, pattern["pattern"], 0, False, "", kind)
     found = EVENT.fullmatch(rest.strip())
     if found is None:
-        raise NoCall(f"`{text}` names no function", FORM)
+        target = rest.split(None, 1)[0] if "/" in rest else ""
+        raise NoCall(f"`{text}` names no function", f"as in probe:{target}:main" if target else FORM)
     offset = int(found["offset"] or "0", 0)
     written = Written(text, found["name"], offset, found["returns"] is not None, found["fetch"] or "")
     if offset and (written.returns or written.is_glob):

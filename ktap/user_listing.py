@@ -7,9 +7,20 @@ from typing import Iterable, List
 
 from ktap.counters import available
 from ktap.demangle import demangle
+from ktap.libraries import find_file
 from ktap.markers import find_markers, marker_arguments
 from ktap.registers import MACHINES
-from ktap.user_functions import MARKERS, Found, NoEvent, Written, find_functions, is_user, open_target, take_apart
+from ktap.user_functions import (
+    MARKERS,
+    Found,
+    NoEvent,
+    Written,
+    find_functions,
+    is_glob,
+    is_user,
+    open_target,
+    take_apart,
+)
 from vm.diagnostic import Diagnostic, Refusal
 
 COUNTERS = "perf"
@@ -32,7 +43,16 @@ OF_FUNCTIONS = (
 def lists(pattern: str) -> bool:
     """Whether a pattern is one of this module's."""
     kind, _, rest = pattern.partition(":")
-    return kind == COUNTERS or (kind in KINDS and is_user(kind, rest))
+    return kind == COUNTERS or (kind in KINDS and (is_user(kind, rest) or _is_file(rest)))
+
+
+def _is_file(name: str) -> bool:
+    """Whether a name means a program or library: as a path it does, else where no function of the kernel has it."""
+    if "/" in name:
+        return True
+    from ktap.functions import kernel_functions
+
+    return bool(name) and not is_glob(name) and find_file(name) is not None and not kernel_functions().addresses([name])
 
 
 def list_places(pattern: str, verbose: bool) -> str:

@@ -108,7 +108,8 @@ def test_values_of_every_kind(ktap: Ktap) -> None:
 
 @pytest.mark.live
 def test_functions_and_markers_of_a_file(ktap: Ktap) -> None:
-    assert ktap("-lf", "libc").stdout == ktap("list", "probe:libc:*").stdout
+    assert ktap("-lf", "libc").stdout == ktap("list", "probe:libc:*").stdout == ktap("list", "probe:libc").stdout
+    assert ktap("list", f"probe:{PYTHON}").stdout == ktap("list", f"probe:{PYTHON}:*").stdout
     assert "probe:libc:malloc\n" in ktap("-lf", "libc").stdout
     assert ktap("-lm", PYTHON).stdout == ktap("list", f"sdt:{PYTHON}").stdout
     assert f"sdt:{PYTHON}:python:line arg1 arg2 arg3\n" in ktap("-lm", PYTHON).stdout

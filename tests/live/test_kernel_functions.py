@@ -52,6 +52,13 @@ def test_events_that_cannot_be(event: str, message: str) -> None:
     assert message in caught.value.diagnostics[0].message
 
 
+def test_a_file_alone_is_no_function() -> None:
+    with pytest.raises(Refusal) as caught:
+        trace("trace probe:/bin/true { }", duration_s=0.1)
+    told = caught.value.diagnostics[0]
+    assert (told.message, told.hint) == ("`probe:/bin/true` names no function", "as in probe:/bin/true:main")
+
+
 def test_tracepoints_that_share_words_come_near() -> None:
     assert near_tracepoints("vfs_read")[0] == "syscalls:sys_enter_read"
     assert all(near.startswith("syscalls:sys_enter_read") for near in near_tracepoints("vfs_read"))
