@@ -59,7 +59,7 @@ __attribute__((section(".probes"), used)) unsigned short watchers;
 __asm__(".pushsection .stapsdt.base,\"aG\",\"progbits\",.stapsdt.base,comdat\n.weak _.stapsdt.base\n"
         ".hidden _.stapsdt.base\n_.stapsdt.base: .space 1\n.size _.stapsdt.base, 1\n.popsection\n");
 """
-"""In front of a program for x86-64: `MARK(name, semaphore, operands, ...)` is a static marker; `watchers` can be its semaphore."""
+"""In front of a program for x86-64 or arm64: `MARK(name, semaphore, operands, ...)` is a static marker; `watchers` can be its semaphore."""
 
 MANY = 1000
 LEAVES = ("-mno-omit-leaf-frame-pointer",) if os.uname().machine in ("x86_64", "aarch64") else ()

@@ -25,6 +25,8 @@ class Processor(NamedTuple):
     """What takes or releases a lock that probes take, too."""
     large_file: int
     """What the kernel adds to the flags of open (O_LARGEFILE)."""
+    breakpoint: int
+    """The first byte of the instruction that the kernel puts at a probe in a program."""
     within: str
     """Where an instruction is, in a function, that is neither the first nor the function tracer's."""
 
@@ -40,6 +42,7 @@ PROCESSORS = {
         "exc_int3",
         "_raw_spin_unlock_irqrestore",
         0o100000,
+        0xCC,  # int3
         "+0x4" if ADDRESSES.exists() else "+0x5",  # kernels that have the file begin functions with ENDBR (4 bytes)
     ),
     "aarch64": Processor(
@@ -54,6 +57,7 @@ PROCESSORS = {
         "el0t_64_sync_handler",
         "queued_spin_lock_slowpath",
         0o400000,
+        0xA0,  # brk #5
         "+0xc",
     ),
 }

@@ -16,7 +16,7 @@ from typing import Sequence
 
 PACKAGES = (
     *("busybox-static", "libc-bin", "dash", "bash", "coreutils", "util-linux", "bsdutils", "procps", "findutils"),
-    *("grep", "sed", "hostname", "gcc", "libc6-dev", "python3", "python3-bpfcc"),
+    *("grep", "sed", "hostname", "mount", "gcc", "g++", "libc6-dev", "python3", "python3-bpfcc"),
 )
 """Debian's: ktap's own, what the tests call, and what calls ktap."""
 PYTHON_PACKAGES = ("lark>=1.1", "llvmlite>=0.50", "pyelftools>=0.31", "rich>=13", "pytest>=8", "hypothesis")
@@ -24,7 +24,7 @@ PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_
 MERGED = ("bin", "sbin", "lib")
 """Links to the directories of that name in /usr."""
 EMPTY = ("proc", "sys", "dev", "run", "tmp", "root", "var/tmp")
-LINKS = {"usr/bin/cc": "gcc"}
+LINKS = {"usr/bin/cc": "gcc", "usr/bin/c++": "g++"}
 """What scripts of packages would have made."""
 FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
@@ -46,10 +46,11 @@ class Failed(Exception):
 
 
 def files(directory: Path) -> Path:
-    """The machine's root directory, made below a directory if it is not there yet. Raises Failed."""
-    root = directory / "root"
-    if (directory / "complete").exists():
+    """The machine's root directory, made below a directory if it is not there yet, or of other packages. Raises Failed."""
+    root, complete, packages = directory / "root", directory / "complete", " ".join((*PACKAGES, *PYTHON_PACKAGES))
+    if complete.exists() and complete.read_text() == packages:
         return root
+    shutil.rmtree(directory, ignore_errors=True)
     _run([*APT, "--download-only", "install", *PACKAGES], configured(directory))
     for path in (*(f"usr/{name}" for name in MERGED), *EMPTY):
         (root / path).mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ def files(directory: Path) -> Path:
         (root / name).write_text(text)
     _python_packages(directory, root)
     shutil.rmtree(directory / "cache")
-    (directory / "complete").touch()
+    complete.write_text(packages)
     return root
 
 

@@ -14,7 +14,7 @@ from tests.kills.listing import address_in
 
 FUNCTIONS = 40
 PROBED = (
-    (MARKERS if os.uname().machine == "x86_64" else "#define MARK(...)\nunsigned short watchers;\n")
+    (MARKERS if os.uname().machine in ("x86_64", "aarch64") else "#define MARK(...)\nunsigned short watchers;\n")
     + "#include <stdlib.h>\n#include <unistd.h>\nvolatile long watched;\n"
     + "".join(f"__attribute__((noipa)) int each_{n}(int n) {{ return n + {n}; }}\n" for n in range(FUNCTIONS))
     + '__attribute__((noipa)) int named(const char *text) { __asm__("" ::: "memory"); return text[0]; }\n'

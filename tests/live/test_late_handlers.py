@@ -18,7 +18,7 @@ count = os.path.getsize(path) // 4096
 names = mmap.mmap(os.open(path, os.O_RDONLY), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
 start = ctypes.addressof(ctypes.c_char.from_buffer(names))
 for page in range(count):
-    libc.access(ctypes.c_void_p(start + 4096 * page), os.F_OK)
+    libc.truncate(ctypes.c_void_p(start + 4096 * page), 0)
 """
 """Every page of the file begins with a path; none of them was touched before the system call does."""
 
@@ -31,21 +31,21 @@ def paths(tmp_path: Path) -> Path:
 
 
 SCRIPTS = {
-    "printed": "trace syscalls:sys_enter_access { print(user_string(args.filename)) }",
+    "printed": "trace syscalls:sys_enter_truncate { print(user_string(args.path)) }",
     "joined": """
         var paths = {}
-        trace syscalls:sys_enter_access /mode == 0/ { paths[tid] = user_string(args.filename) || "?" }
-        trace syscalls:sys_exit_access { if (paths[tid] != nil) { print(paths[tid]) paths[tid] = nil } }
+        trace syscalls:sys_enter_truncate /length == 0/ { paths[tid] = user_string(args.path) || "?" }
+        trace syscalls:sys_exit_truncate { if (paths[tid] != nil) { print(paths[tid]) paths[tid] = nil } }
     """,
     "counted": """
-        trace syscalls:sys_enter_access { s[user_string(args.filename) || "?"] += 1 }
+        trace syscalls:sys_enter_truncate { s[user_string(args.path) || "?"] += 1 }
         s = {}
         trace_end { for (k, v in sort_pairs(s)) { print(k) } }
     """,
     "by two handlers": """
         var last = {}
-        trace syscalls:sys_enter_access { last[tid] = user_string(args.filename) }
-        trace syscalls:sys_enter_access { print(last[tid]) }
+        trace syscalls:sys_enter_truncate { last[tid] = user_string(args.path) }
+        trace syscalls:sys_enter_truncate { print(last[tid]) }
     """,
 }
 
@@ -64,9 +64,9 @@ def test_the_time_is_that_of_the_entry(paths: Path) -> None:
     """What is left to the return of a call began before it, and is not run twice."""
     script = """
         var begun, n = {}, 0
-        trace syscalls:sys_enter_access { begun[tid] = nsecs n += 1 if (user_string(args.filename) == "x") { n += 1 } }
-        trace syscalls:sys_exit_access { if (begun[tid] != nil) { if (begun[tid] > nsecs) { n += 1000 } } }
-        trace syscalls:sys_enter_access { all += 1 }
+        trace syscalls:sys_enter_truncate { begun[tid] = nsecs n += 1 if (user_string(args.path) == "x") { n += 1 } }
+        trace syscalls:sys_exit_truncate { if (begun[tid] != nil) { if (begun[tid] > nsecs) { n += 1000 } } }
+        trace syscalls:sys_enter_truncate { all += 1 }
         all = 0
         trace_end { print(n == all, n >= 40) }
     """

@@ -16,7 +16,7 @@ import pytest
 from c_program import MANY, WORK, compiled
 from conftest import Ktap
 from probed import message, run
-from processor import words
+from processor import HERE, words
 from tracing import EVENTS, TRANSPORTS, open_files, trace
 
 from ktap import kernel, uprobes
@@ -192,30 +192,24 @@ def test_what_is_probed_is_as_it_was_afterwards(
         tick-200ms {{ if (calls > 20) {{ print("seen") exit() }} }}
         """
         during: list[int] = []
-        watch = threading.Timer(0.0, lambda: None)
-        if os.uname().machine == "x86_64":
 
-            def look() -> None:
-                until = time.monotonic() + 20
-                while not during and time.monotonic() < until:
-                    if first_byte(probed.pid, "leaf") == BREAKPOINT:
-                        during.append(BREAKPOINT)
+        def look() -> None:
+            until = time.monotonic() + 20
+            while not during and time.monotonic() < until:
+                if first_byte(probed.pid, "leaf") == HERE.breakpoint:
+                    during.append(HERE.breakpoint)
 
-            watch = threading.Timer(0.0, look)
+        watch = threading.Timer(0.0, look)
         watch.start()
         assert trace(script, pid=probed.pid, duration_s=20, tier=tier).lines == ["seen"]
         watch.join()
-        assert during or os.uname().machine != "x86_64"
+        assert during
         assert {name: first_byte(probed.pid, name) for name in before} == before
         assert open_files() == files
         assert probed.poll() is None
     finally:
         probed.kill()
         probed.wait()
-
-
-BREAKPOINT = 0xCC
-"""The instruction int3 of x86."""
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -235,7 +229,7 @@ def test_a_process_and_its_children(work: Path, tier: str) -> None:
     def when_probed() -> None:
         """The probe is in the other process, too; it is only not told."""
         until = time.monotonic() + 60
-        while first_byte(other.pid, "leaf") != BREAKPOINT and time.monotonic() < until:
+        while first_byte(other.pid, "leaf") != HERE.breakpoint and time.monotonic() < until:
             time.sleep(0.05)
         time.sleep(0.5)
         print("go", file=shell.stdin, flush=True)

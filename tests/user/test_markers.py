@@ -108,12 +108,21 @@ NOTED = (
     + r"""
 #include <stdlib.h>
 long table[4] = { 10, 20, 30, 40 };
+#ifdef __x86_64__
+#define ALWAYS "-4@%[i] 8@%[t] 8@table+8(%%rip)"
+#define GUARDED "-4@%[i] 8@$5"
+#define PAGE
+#else
+#define ALWAYS "-4@%w[i] 8@%[t] 8@[%[page], #:lo12:table+8]"
+#define GUARDED "-4@%w[i] 8@5"
+#define PAGE , [page] "r" ((long)&table[1] & -4096)
+#endif
 int main(int argc, char **argv)
 {
     int n = atoi(argv[1]), guarded = 0;
     for (long i = 0; i < n; i++) {
-        MARK("always", "0", "-4@%[i] 8@%[t] 8@table+8(%%rip)", [i] "r" ((int)-i), [t] "m" (table[i & 3]));
-        if (watchers) { guarded++; MARK("guarded", "watchers", "-4@%[i] 8@$5", [i] "r" ((int)i)); }
+        MARK("always", "0", ALWAYS, [i] "r" ((int)-i), [t] "m" (table[i & 3]) PAGE);
+        if (watchers) { guarded++; MARK("guarded", "watchers", GUARDED, [i] "r" ((int)i)); }
     }
     return guarded;
 }
@@ -123,8 +132,8 @@ int main(int argc, char **argv)
 
 @pytest.fixture(scope="module")
 def noted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if os.uname().machine != "x86_64":
-        pytest.skip("the program's markers are written for x86-64")
+    if os.uname().machine not in MACHINES:
+        pytest.skip("the program's markers are written for x86-64 and arm64")
     return compiled(tmp_path_factory.mktemp("noted") / "noted", NOTED)
 
 

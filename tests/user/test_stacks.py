@@ -185,14 +185,22 @@ JIT = r"""
 #include <unistd.h>
 int main(int argc, char **argv)
 {
-    static const unsigned char code[] = { 0x55, 0x48, 0x89, 0xe5, 0xff, 0xd7, 0x5d, 0xc3 }; /* push rbp; mov rbp, rsp; call rdi; pop rbp; ret */
+    static const unsigned code[] = {
+#ifdef __x86_64__
+        0xe5894855, 0xc35dd7ff /* push rbp; mov rbp, rsp; call rdi; pop rbp; ret */
+#else
+        0xa9bf7bfd, 0x910003fd, 0xd63f0000, /* stp x29, x30, [sp, -16]!; mov x29, sp; blr x0 */
+        0xa8c17bfd, 0xd65f03c0 /* ldp x29, x30, [sp], 16; ret */
+#endif
+    };
     unsigned char *page = mmap(0, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     char path[64];
     sprintf(path, "/tmp/perf-%d.map", getpid());
     FILE *map = fopen(path, "w");
-    fprintf(map, "%lx %x other\n%lx %x made;up \x1b[2J\n", (long)page + 64, 8, (long)page, 8);
+    fprintf(map, "%lx %x other\n%lx %x made;up \x1b[2J\n", (long)page + 64, 8, (long)page, (int)sizeof code);
     fclose(map);
     memcpy(page, code, sizeof code);
+    __builtin___clear_cache(page, page + sizeof code);
     void called(void);
     ((void (*)(void (*)(void)))page)(called);
     if (argc > 1) { for (;;) { ((void (*)(void (*)(void)))page)(called); usleep(10000); } }
@@ -200,9 +208,12 @@ int main(int argc, char **argv)
 }
 __attribute__((noinline)) void called(void) { asm volatile("" ::: "memory"); getppid(); asm volatile(""); }
 """
+BEHIND_THE_CALL = {"x86_64": 6, "aarch64": 12}
+"""Where the function made returns to, by machine."""
+made = pytest.mark.skipif(os.uname().machine not in BEHIND_THE_CALL, reason="its code is that of x86-64 or arm64")
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="its code is that of x86-64")
+@made
 @pytest.mark.parametrize("tier", TIERS)
 def test_functions_made_while_the_program_runs(tmp_path: Path, tier: str) -> None:
     program = compiled(tmp_path / "jit", JIT)
@@ -212,11 +223,11 @@ def test_functions_made_while_the_program_runs(tmp_path: Path, tier: str) -> Non
     """
     lines = run(script, program, tier=tier).lines
     Path(f"/tmp/perf-{lines[0]}.map").unlink()
-    assert lines[2] == "made;up ?[2J+0x6 [jit]"
+    assert lines[2] == f"made;up ?[2J+{BEHIND_THE_CALL[os.uname().machine]:#x} [jit]"
     assert lines[-1] == "main;made:up ?[2J;called 1"
 
 
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="its code is that of x86-64")
+@made
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare(1)")
 def test_functions_made_in_a_container(tmp_path: Path) -> None:
     """It has a /tmp of its own, and numbers of processes of its own."""
