@@ -198,9 +198,16 @@ class Binary:
             yield f"{DEBUG_ROOT}/.build-id/{self.build_id[:2]}/{self.build_id[2:]}.debug"
         name, _ = self._debug_link
         if name:
-            directory = os.path.dirname(os.path.realpath(self.path))
+            directory = os.path.dirname(self._real_path())
             for place in (directory, f"{directory}/.debug", f"{DEBUG_ROOT}{directory}"):
                 yield f"{place}/{name}"
+
+    def _real_path(self) -> str:
+        """The path without links, or as it is where they lead nowhere: through a process that has ended meanwhile."""
+        try:
+            return os.path.realpath(self.path)
+        except OSError:
+            return self.path
 
     def first_bytes(self, offsets: Sequence[int], size: int) -> List[bytes]:
         """What the file has at places. Raises OSError and NotElf."""

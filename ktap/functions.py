@@ -147,7 +147,7 @@ class KernelFunctions:
         forbidden = self._forbidden()
         found: Dict[str, List[int]] = {}
         met: Set[int] = set()
-        for line in re.finditer(rb"^([0-9a-f]+) [tTwW] ([^\s.]+)(?=\s|$)", self._kallsyms(), re.M):
+        for line in re.finditer(rb"^([0-9a-f]+) [tTwW] ([^\s.$]+)(?=\s|$)", self._kallsyms(), re.M):
             name = line[2].decode()
             if match(name) is None or never(name) is not None or self.is_refused(name):
                 continue

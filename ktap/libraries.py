@@ -37,8 +37,8 @@ def _settled(path: str) -> str:
     What lies behind /proc/PID/exe and /proc/PID/root has a name in that process's file system, which here is another
     file's, or nobody's.
     """
-    real = os.path.realpath(path)
-    with suppress(OSError):
+    with suppress(OSError):  # a process may have ended meanwhile
+        real = os.path.realpath(path)
         if os.path.samefile(real, path):
             return real
     return os.path.abspath(path)

@@ -23,6 +23,8 @@ ALL_SYMBOLS = 1000
 BOUNDS = ("_stext", "_end")
 """Where the kernel's own symbols are; outside are offsets of per-CPU variables, which no address is named for."""
 MODULES = "/proc/modules"
+MARKS = ("$", ".L", "L0")
+"""How names begin that mark where code and data are (arm64's `$x`, `$d`), which are no symbols (is_mapping_symbol)."""
 SLOTS = (" [__builtin__kprobes]", " [__builtin__ftrace]")
 """Pages of instructions that kallsyms lists, but the kernel names no address after."""
 REACH_BYTES = 1 << 16
@@ -76,7 +78,7 @@ def read_table(path: str = KALLSYMS) -> SymbolTable:
         for line in lines:
             address_text, kind, name, *module = line.split()
             address = int(address_text, 16)
-            if address:
+            if address and not name.startswith(MARKS):
                 symbols.append((address, kind, name, f" {module[0]}" if module else ""))
     return SymbolTable(symbols, module_ends())
 

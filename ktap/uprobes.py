@@ -13,7 +13,7 @@ import os
 import struct
 from contextlib import suppress
 from functools import cache
-from typing import Dict, List, Mapping, Sequence, Tuple, TypeVar
+from typing import Dict, FrozenSet, List, Mapping, Sequence, Tuple, TypeVar
 
 from ktap import kernel
 from ktap.keeper import Call, Keeper
@@ -30,14 +30,24 @@ PMU = "/sys/bus/event_source/devices/uprobe"
 SEMAPHORE_SHIFT = 32
 REFUSED = (errno.ENOENT, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP, errno.EEXIST, errno.EIO, kernel.ENOTSUPP)
 """What it says of one place; anything else is about all of them."""
-DOUBTFUL = frozenset(
-    (
-        *(0xF0, 0x26, 0x2E, 0x36, 0x3E, 0xC4, 0xC5),
-        *(0x6C, 0x6D, 0x6E, 0x6F, 0xCC, 0xE4, 0xE5, 0xE6, 0xE7, 0xEC, 0xED, 0xEE, 0xEF, 0xF1, 0xF4, 0xFA, 0xFB),
-    )
-)
-"""First bytes of instructions of x86-64 that the kernel may not probe (arch/x86/kernel/uprobes.c): prefixes, of vectors
-too, and what only the kernel may do or what stops the program."""
+DOUBTFUL: Mapping[str, Tuple[int, FrozenSet[int]]] = {
+    "x86_64": (
+        0,
+        frozenset(
+            (
+                *(0xF0, 0x26, 0x2E, 0x36, 0x3E, 0xC4, 0xC5),
+                *(0x6C, 0x6D, 0x6E, 0x6F, 0xCC, 0xE4, 0xE5, 0xE6, 0xE7, 0xEC, 0xED, 0xEE, 0xEF, 0xF1, 0xF4, 0xFA, 0xFB),
+            )
+        ),
+    ),
+    "aarch64": (3, frozenset((0x08, 0x48, 0x88, 0xC8, 0xD4))),
+}
+"""Instructions that the kernel may not probe, by machine: which of their bytes tells, and what it is then.
+
+On x86-64 these are prefixes, of vectors too, and what only the kernel may do or what stops the program; on arm64 loads
+and stores that are exclusive, and what stops the program. Sources: arch/x86/kernel/uprobes.c,
+arch/arm64/kernel/probes/decode-insn.c.
+"""
 
 
 class Place(NamedTuple):
@@ -94,23 +104,20 @@ T = TypeVar("T")
 def apart(places: Sequence[T], spots: Sequence[Spot]) -> List[Sequence[T]]:
     """Places in parts for the kernel to take: those that it may refuse each alone, for it refuses a part as a whole, and
     takes its time to undo what it has done of it."""
-    doubtful = [one in DOUBTFUL for one in _first_bytes(spots)]
+    doubtful = _doubtful(spots)
     others = [place for place, alone in zip(places, doubtful) if not alone]
     singles: List[Sequence[T]] = [[place] for place, alone in zip(places, doubtful) if alone]
     return [others, *singles] if others else singles
 
 
-def _first_bytes(spots: Sequence[Spot]) -> List[int]:
-    """The first byte of each place, 0 where nothing is known of it."""
-    if os.uname().machine != "x86_64":
-        return [0] * len(spots)
-    found: Dict[Spot, int] = {}
-    for path in {spot.path for spot in spots}:
+def _doubtful(spots: Sequence[Spot]) -> List[bool]:
+    """Whether the instruction at each place is one of DOUBTFUL."""
+    which, values = DOUBTFUL.get(os.uname().machine, (0, frozenset()))
+    found: Dict[Spot, bytes] = {}
+    for path in {spot.path for spot in spots} if values else ():
         with suppress(OSError), open(path, "rb") as file:
-            found.update(
-                {one: (os.pread(file.fileno(), 1, one.offset) or b"\0")[0] for one in spots if one.path == path}
-            )
-    return [found.get(spot, 0) for spot in spots]
+            found.update({one: os.pread(file.fileno(), 1, one.offset + which) for one in spots if one.path == path})
+    return [any(byte in values for byte in found.get(spot, b"")) for spot in spots]
 
 
 def _attach_multi(keeper: Keeper, program: int, places: Sequence[Place], returns: bool, found: Attached) -> None:

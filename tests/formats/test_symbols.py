@@ -33,7 +33,9 @@ ffffffff81000100 T alias
 ffffffff81000200 W second
 ffffffff81000300 D data
 ffffffff81000400 T last
+ffffffffc0000000 t $x\t[mod]
 ffffffffc0000000 t inside\t[mod]
+ffffffffc0000070 t $d\t[mod]
 ffffffffc0000080 d state\t[mod]
 """
 

@@ -81,7 +81,7 @@ def test_records_of_different_kinds_and_sizes(buffer: str) -> None:
     script = """
     trace syscalls:sys_enter_getppid { n["plain"] += 1 }
     trace syscalls:sys_enter_openat { var s = user_string(arg2)  if (s == "/dev/null") { n["open"] += 1 } }
-    trace syscalls:sys_enter_dup2 { n["stack " .. (len(tostring(stack(2))) > 0 && 1 || 0)] += 1 }
+    trace syscalls:sys_enter_dup3 { n["stack " .. (len(tostring(stack(2))) > 0 && 1 || 0)] += 1 }
     trace sched:sched_process_exec { n[args.filename] += 1 }
     trace_end { for (k, v in sort_pairs(n)) { print(k, v) } }
     """
@@ -92,7 +92,7 @@ for n in range(500):
     if n % 5 == 0:
         os.close(os.open("/dev/null", os.O_RDONLY))
     if n % 50 == 0:
-        os.dup2(0, 100)
+        os.dup2(0, 100, False)
 """
     traced = trace(script, python(code), buffer=buffer)
     assert not traced.losses
@@ -102,21 +102,23 @@ for n in range(500):
 
 def test_several_probes_of_one_event_share_its_record() -> None:
     script = """
-    trace syscalls:sys_enter_dup2 /oldfd == 0/ { n["zero"] += 1 }
-    trace syscalls:sys_enter_dup2 /oldfd != 0/ { n["other"] += 1 }
-    trace syscalls:sys_enter_dup2 { n["all"] += 1 }
+    trace syscalls:sys_enter_dup3 /oldfd == 0/ { n["zero"] += 1 }
+    trace syscalls:sys_enter_dup3 /oldfd != 0/ { n["other"] += 1 }
+    trace syscalls:sys_enter_dup3 { n["all"] += 1 }
     trace syscalls:sys_enter_d* /oldfd < 2/ { n["low"] += 1 }
     trace_end { for (k, v in sort_pairs(n)) { print(k, v) } }
     """
-    code = "import os\nfor n in range(30): os.dup2(n % 3, 100)"
+    code = "import os\nfor n in range(30): os.dup2(n % 3, 100, False)"
     traced = trace(script, python(code))
     assert traced.lines == ["all\t30", "low\t20", "other\t20", "zero\t10"]
 
 
 def test_more_filters_of_one_event_than_a_point_has_bits() -> None:
-    probes = "\n".join(f"trace syscalls:sys_enter_dup2 /oldfd == {n}/ {{ n[{n}] += 1 }}" for n in range(9))
+    probes = "\n".join(f"trace syscalls:sys_enter_dup3 /oldfd == {n}/ {{ n[{n}] += 1 }}" for n in range(9))
     script = probes + "\ntrace_end { for (k, v in sort_pairs(n)) { print(k, v) } }"
-    code = "import os\nfds = [os.open('/dev/null', 0) for _ in range(20)]\nfor n in range(90): os.dup2(n % 9, 100)"
+    code = (
+        "import os\nfds = [os.open('/dev/null', 0) for _ in range(20)]\nfor n in range(90): os.dup2(n % 9, 100, False)"
+    )
     assert trace(script, python(code)).lines == [f"{n}\t10" for n in range(9)]
 
 

@@ -365,7 +365,7 @@ def test_a_tentative_record_is_dropped_when_its_filter_does_not_hold() -> None:
 def test_events_in_interrupts() -> None:
     script = """
     trace syscalls:sys_enter_getppid { n["call", tostring(in_interrupt())] += 1 }
-    trace irq:irq_handler_entry, irq_vectors:local_timer_entry { n["interrupt", tostring(in_interrupt())] += 1 }
+    trace irq:irq_handler_entry, timer:hrtimer_expire_entry { n["interrupt", tostring(in_interrupt())] += 1 }
     trace_end { for (a, b, v in sort_pairs(n)) { print(a, b) } }
     """
     traced = trace(script, python("import os, time; os.getppid(); time.sleep(0.3)"), everyone=True)

@@ -177,6 +177,22 @@ def test_libraries_are_found_as_the_loader_finds_them() -> None:
     assert find_file("/nosuch/file") is None
 
 
+def test_a_library_that_was_found_through_a_process_that_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file of symbols is looked for beside it, where no name leads any more."""
+    monkeypatch.setattr("ktap.elf.DEBUG_ROOT", str(tmp_path))
+    libc = find_file("libc.so.6")
+    if libc is None:
+        pytest.skip("no libc.so.6")
+    with subprocess.Popen(["sleep", "60"]) as process:
+        binary = Binary(f"/proc/{process.pid}/root{libc}")
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not os.path.exists(binary.path)
+        assert any(function.name == "getenv" for function in binary.functions)
+
+
 def test_versions_and_what_is_chosen_at_the_start() -> None:
     libc = find_file("libc.so.6")
     if libc is None:
