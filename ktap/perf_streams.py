@@ -174,7 +174,7 @@ def _every_call(context: str, members: Sequence[Tuple[int, Captured]], tools: To
     by_number: Dict[int, List[Maker]] = {}
     sample, frames, flags = RAW | USER_REGISTERS, 0, 0
     for number, event in members:
-        maker = Maker(number, event, tools.bits, tracepoint_fills(event))
+        maker = Maker(number, event, tools.bits, tracepoint_fills(event, tools.machine))
         by_number.setdefault(event.wanted.number, []).append(maker)
     for _, event in members:
         sample |= samples_of(event.kind.layout)
@@ -215,7 +215,7 @@ def _tracepoint(number: int, event: Captured, tools: Tools) -> Stream:
     wanted = event.wanted
     group, _, name = wanted.label.partition(":")
     event_format = wanted.format or tools.format_of(TracepointName(group, name))
-    maker = (Maker(number, event, tools.bits, tracepoint_fills(event)),)
+    maker = (Maker(number, event, tools.bits, tracepoint_fills(event, tools.machine)),)
     sample = RAW | samples_of(event.kind.layout)
     frames, flags = chain_of([event]) if sample & CALLCHAIN else (0, 0)
     attribute = Attribute(TRACEPOINT_TYPE, event_format.id, 1, sample, flags, frames=frames)

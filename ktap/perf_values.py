@@ -23,6 +23,9 @@ FLAGS_OFFSET, INTERRUPT_FLAGS = 2, 0x08 | 0x10 | 0x40 | 0x80
 """common_flags, and those set in an interrupt or with softirqs off (linux/trace_events.h: TRACE_FLAG_*)."""
 PARENT = "ppid"
 """The slot of it: this source knows it by itself."""
+DOUBLED_CALLERS = frozenset(("aarch64",))
+"""Machines where stacks at tracepoints begin with the caller, and have it again where the tracepoint's own frame says
+where it returns to (perf_arch_fetch_caller_regs in asm/perf_event.h)."""
 
 
 class Who(NamedTuple):
@@ -115,8 +118,8 @@ def raw_record(slot: Slot) -> Record:
     return lambda sample: sample.raw[:size].ljust(size, b"\0")
 
 
-def tracepoint_fills(event: Captured) -> Dict[str, Fill]:
-    """How the values of tracepoints are made."""
+def tracepoint_fills(event: Captured, machine: str = "") -> Dict[str, Fill]:
+    """How the values of tracepoints are made; `machine` is this one where stacks are those of tracepoints themselves."""
     fills: Dict[str, Fill] = {}
     for slot in event.kind.layout.slots:
         if slot.name == RECORD:
@@ -124,6 +127,8 @@ def tracepoint_fills(event: Captured) -> Dict[str, Fill]:
             fills[RECORD] = lambda sample, who, tasks: record(sample)  # noqa: B023  # there is one
         elif slot.name == IN_INTERRUPT:
             fills[IN_INTERRUPT] = lambda sample, who, tasks: sample.raw[FLAGS_OFFSET] & INTERRUPT_FLAGS
+        elif slot.name == KERNEL_STACK and machine in DOUBLED_CALLERS:
+            fills[KERNEL_STACK] = _stack(slot, doubled=True)
     return fills
 
 
@@ -136,12 +141,15 @@ def _fill(slot: Slot, fills: Dict[str, Fill]) -> Fill:
     return lambda sample, who, tasks: None
 
 
-def _stack(slot: Slot) -> Fill:
+def _stack(slot: Slot, doubled: bool = False) -> Fill:
+    """`doubled`: see DOUBLED_CALLERS."""
     which = 0 if slot.name == KERNEL_STACK else 1
     most = slot.size_bytes // 8
 
     def fill(sample: Sample, who: Who, tasks: Tasks) -> object:
-        frames = frames_of(sample.chain)[which][:most]
+        frames = frames_of(sample.chain)[which]
+        first = 1 if doubled and frames[:1] == frames[1:2] else 0
+        frames = frames[first : first + most]
         return struct.pack(f"={len(frames)}q", *frames)
 
     return fill

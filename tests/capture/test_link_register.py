@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Iterable, List, Mapping
+import struct
+from typing import Iterable, List, Mapping, cast
 
 import pytest
 
 from ktap.call_events import Call, NoCall, Where, find_calls
-from ktap.captured import Plumbing
+from ktap.captured import KERNEL_STACK, Kind, Plumbing
 from ktap.counters import find_watchpoint
 from ktap.demand import KERNEL, USER, Demand, Place, Read
 from ktap.functions import KernelFunctions
+from ktap.layout import Layout, Slot
+from ktap.perf_event import KERNEL_MARK, Sample
+from ktap.perf_values import Who, tracepoint_fills
+from ktap.plan import Captured, Case, Wanted
 from ktap.registers import MACHINES
+from ktap.tasks import Tasks
 
 ADDRESS = 0xFFFF800080100000
 CALLER, TRAMPOLINE = ADDRESS + 0x500, ADDRESS + 0x900
@@ -93,3 +99,23 @@ def test_watched_memory_of_processes_may_lie_high(address: str) -> None:
 @pytest.mark.parametrize(("machine", "waits"), [("aarch64", 1), ("x86_64", 3)])
 def test_reads_are_waited_for_alone_where_the_processor_can(machine: str, waits: int) -> None:
     assert find_watchpoint("0x404020:8:r", MACHINES[machine]).counter.breakpoint == waits
+
+
+@pytest.mark.parametrize(
+    ("chain", "wanted"),
+    [
+        ((CALLER, CALLER, TRAMPOLINE, ADDRESS), (CALLER, TRAMPOLINE)),
+        ((CALLER, CALLER, CALLER, ADDRESS), (CALLER, CALLER)),
+        ((CALLER, ADDRESS), (CALLER, ADDRESS)),
+    ],
+)
+def test_the_caller_that_a_tracepoint_has_twice(chain: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Without BPF the kernel's own stacks at tracepoints have it so; a function that calls itself is there once less."""
+    kind = Kind("event", Layout((Slot(KERNEL_STACK, "I", 16, True),)))
+    event = Captured(cast(Wanted, None), cast(Case, None), kind)
+    fills = tracepoint_fills(event, "aarch64")
+    words = [word - (1 << 64) for word in chain]
+    sample = Sample(0, 0, 1, 1, 0, 0, 0, 0, struct.pack(f"={1 + len(words)}q", KERNEL_MARK, *words), b"", 0, b"", None)
+    found = fills[KERNEL_STACK](sample, Who(1, 1), cast(Tasks, None))
+    assert found == struct.pack("=2Q", *wanted)
+    assert KERNEL_STACK not in tracepoint_fills(event, "x86_64")

@@ -226,7 +226,7 @@ def test_errors_by_name() -> None:
     script = """
         var names = {[2] = "ENOENT", [9] = "EBADF", [20] = "ENOTDIR"}
         var s = {}
-        trace syscalls:sys_exit_close, syscalls:sys_exit_mkdir /ret < 0/ { s[names[-args.ret] || "other"] += 1 }
+        trace syscalls:sys_exit_close, syscalls:sys_exit_chdir /ret < 0/ { s[names[-args.ret] || "other"] += 1 }
         trace_end { for (name, n in pairs(s)) { print(name, n) } }
     """
     code = """
@@ -235,9 +235,9 @@ def attempt(call, *arguments):
     try: call(*arguments)
     except OSError: pass
 for _ in range(30): attempt(os.close, 7777)
-for _ in range(40): attempt(os.mkdir, "/nowhere/at/all")
-for _ in range(50): attempt(os.mkdir, "/dev/null/x")
-for _ in range(60): attempt(os.mkdir, "/")
+for _ in range(40): attempt(os.chdir, "/nowhere/at/all")
+for _ in range(50): attempt(os.chdir, "/dev/null/x")
+for _ in range(60): attempt(os.chdir, "x" * 300)
 """
     assert rows(whole(script, python(code)).lines) == {"EBADF": 30, "ENOENT": 40, "ENOTDIR": 50, "other": 60}
 
