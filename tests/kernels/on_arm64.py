@@ -14,6 +14,8 @@ TESTS = (
     "tests/live/test_reads.py",
     "tests/live/test_filters.py",
     "tests/live/test_late_handlers.py",
+    "tests/live/test_lowered_whole.py",
+    "tests/live/test_without_bpf.py::test_values_are_the_same",
     "tests/kernels/functions.py",
     "tests/kernels/forms.py",
     "tests/kernels/without_bpf.py",
