@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Mapping, NamedTuple
 
+from ktap.functions import kernel_functions
+
 
 class Processor(NamedTuple):
     """The words of one kind of processor."""
@@ -67,3 +69,8 @@ HERE = PROCESSORS[os.uname().machine]
 def words(text: str) -> str:
     """A probe that is written with registers of x86-64, with this processor's."""
     return re.sub(r"%(\w+)", lambda found: f"%{HERE.registers.get(found[1], found[1])}", text)
+
+
+def has_typed() -> bool:
+    """Whether fentry can be had: the function tracer calls programs by themselves."""
+    return bool(kernel_functions().addresses(["register_ftrace_direct"]))

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processor import ADDRESSES, HERE, words
+from processor import ADDRESSES, HERE, has_typed, words
 from tracing import Traced, python, trace
 
 from ktap import kernel, links
@@ -41,11 +41,6 @@ SECOND = HERE.within
 """Where another instruction of the function is."""
 OPEN_FLAGS = os.O_CLOEXEC | HERE.large_file
 """What Python's os.open adds, and what the kernel does (O_LARGEFILE)."""
-
-
-def has_typed() -> bool:
-    """Whether fentry can be had: the function tracer calls programs by themselves."""
-    return bool(kernel_functions().addresses(["register_ftrace_direct"]))
 
 
 def backends(traced: Traced) -> set[str]:
@@ -310,6 +305,8 @@ def test_a_function_that_the_program_calls_itself(tier: str) -> None:
     """
     traced = trace(script, python(NULLS), tier=tier)
     assert int(traced.lines[0]) > 0
+    if any("does not count the calls that its kprobes miss" in notice for notice in traced.notices):
+        return
     assert [loss.what for loss in traced.losses if "copy_from_kernel_nofault" in loss.where] == [
         "fired while the same program ran"
     ]

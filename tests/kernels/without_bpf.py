@@ -147,6 +147,8 @@ def test_returns_that_the_kernel_did_not_see_are_counted() -> None:
     assert (loss.what, loss.where) == (MISSED_RETURNS, "probe:hrtimer_nanosleep%return")
 
 
+MEMORY = "kernel_string(`linux_banner`, 5)" if kernel_functions().symbol("linux_banner") else "kernel_u32(`vfs_write`)"
+"""Only some kernels tell where their data is."""
 EVENT_PROBES = {
     "strings of system calls": """
     trace syscalls:sys_enter_openat { var s = user_string(arg2)
@@ -158,8 +160,8 @@ EVENT_PROBES = {
     trace syscalls:sys_enter_write /count == 1 && fd == 3/ { n[user_u8(args.buf), user_buf(arg2, 1)] += 1 }
     trace_end { for (a, b, v in sort_pairs(n)) { print(a, b, v) } }
     """,
-    "texts of tracepoints beside": """
-    trace sched:sched_process_exec { print(args.filename != "", kernel_string(`linux_banner`, 5)) }
+    "texts of tracepoints beside": f"""
+    trace sched:sched_process_exec {{ print(args.filename != "", {MEMORY}) }}
     """,
 }
 
