@@ -23,6 +23,7 @@ from ktap import kernel
 from vm.named_tuple import NamedTuple
 
 SOFTWARE, TRACEPOINT = 1, 2
+TASK_CLOCK = 1
 DUMMY = 9
 """The software event that never happens: it carries what the kernel says of tasks."""
 

@@ -32,7 +32,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 class Ring(NamedTuple):
-    """The mapped ring of one processor; `owner` is the event it belongs to."""
+    """The mapped ring of one processor; `owner` is the event it belongs to, and `number` that one's where it is alone."""
 
     cpu: int
     owner: int
@@ -40,6 +40,7 @@ class Ring(NamedTuple):
     positions: memoryview
     """The first page as 64-bit words."""
     data: memoryview
+    number: int = 0
 
 
 def map_ring(cpu: int, owner: int, size_bytes: int) -> Ring:

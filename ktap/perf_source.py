@@ -47,7 +47,7 @@ from ktap.perf_event import (
 )
 from ktap.perf_probes import REFUSED
 from ktap.perf_rings import Ring, map_largest, online, settled_ns, taken, unmap
-from ktap.perf_samples import Opened, take_samples, unread_samples
+from ktap.perf_samples import Looks, Opened, is_mixed, take_samples, unread_samples
 from ktap.perf_streams import SLOW_NS, Stream, Tools, detach_ns, streams
 from ktap.perf_values import PARENT, layout_of, seen_by, who_of
 from ktap.plan import Captured, Wanted, captured, probes_of
@@ -97,11 +97,13 @@ class PerfSource:
         self._is_quiet = False
         self._streams: List[Opened] = []
         self._rings: List[Ring] = []
+        self._alone: List[Ring] = []
+        """Those of events that cannot share one a processor."""
+        self._ring_bytes = 0
         self._task_rings: List[Ring] = []
         self._owners: List[int] = []
         self._held: List[Union[Sample, Change]] = []
-        self._lost_records: Dict[int, int] = {}
-        """What PERF_RECORD_LOST told, by processor."""
+        self._looks = Looks()
         self._warned: Set[str] = set()
         self._group: Optional[OwnGroup] = None
         self._instance: Optional[Instances] = None
@@ -218,6 +220,7 @@ class PerfSource:
             self._say(f"the kernel will take about {round(slow_ns / 1e9)} s to let go of these events")
         self._look_for_programs()
         self._missed = self._missed_by_probes()
+        self._looks.since_ns = time.monotonic_ns()
         for opened in self._streams:
             begin(opened, cpus, self._processors)
         instance.start()
@@ -255,6 +258,7 @@ class PerfSource:
             self._owners.append(open_event(nothing, cpu, -1, "perf buffer"))
             ring, size = map_largest(cpu, self._owners[-1], size, least)
             self._rings.append(ring)
+        self._ring_bytes = size
         said = Attribute(SOFTWARE, DUMMY, flags=COMM_RECORDS | TASK_RECORDS)
         for cpu in kernel.online_cpus():
             self._owners.append(open_event(said, cpu, -1, "perf buffer"))
@@ -304,8 +308,13 @@ class PerfSource:
                     self._open(part)
                 return
             opened.fds.append(fd)
-            self._opened[number_of(fd)] = opened
-            share_ring(fd, ring.owner)
+            number = number_of(fd)
+            self._opened[number] = opened
+            if is_mixed(attribute):
+                alone, _ = map_largest(ring.cpu, fd, self._ring_bytes, LEAST_RING_BYTES)
+                self._alone.append(alone._replace(number=number))
+            else:
+                share_ring(fd, ring.owner)
             if stream.filter:
                 set_filter(fd, stream.filter)
         if not stream.fits and not stream.beside:
@@ -338,8 +347,8 @@ class PerfSource:
         held = self._held
         for ring in self._task_rings:
             self._take_changes(ring)
-        before_ns = take_samples(self._rings, self._opened, held, self._lost_records)
-        horizon_ns = horizon_ns if before_ns is None else min(horizon_ns, before_ns)
+        before_ns = take_samples([*self._rings, *self._alone], self._opened, held, self._looks)
+        horizon_ns = self._looks.since_ns = horizon_ns if before_ns is None else min(horizon_ns, before_ns)
         if self._instance is not None:
             traced, horizon_ns = self._instance.samples(horizon_ns)
             held += traced
@@ -369,7 +378,8 @@ class PerfSource:
     def unread(self, end_ns: int) -> Mapping[str, int]:
         """See vm.event.Source.unread. Of processes that are not traced as well."""
         traced = self._instance.samples(end_ns, None)[0] if self._instance is not None else []
-        return unread_samples(self._rings, self._opened, [*self._held, *traced], end_ns)
+        rings = [*self._rings, *self._alone]
+        return unread_samples(rings, self._opened, [*self._held, *traced], self._looks, end_ns)
 
     def _records(self, found: Sequence[Union[Sample, Change]]) -> List[Values]:
         """The records of samples in order of time, each with what was known of tasks by then."""
@@ -427,13 +437,12 @@ class PerfSource:
         counted = True
         for opened in self._streams:
             lost = [lost_samples(fd) for fd in opened.fds]
-            if None in lost:
-                counted = False
+            counted = counted and None not in lost
             total = sum(one or 0 for one in lost)
             if total:
                 found.append(Loss(FULL, opened.stream.label, total))
         if not counted:
-            found += [Loss(FULL, f"processor {cpu}", count) for cpu, count in sorted(self._lost_records.items())]
+            found += [Loss(FULL, f"processor {cpu}", count) for cpu, count in sorted(self._looks.lost.items())]
         missed = {name: count - self._missed.get(name, 0) for name, count in self._missed_by_probes().items()}
         for opened in (opened for opened in self._streams if opened.stream.functions):
             label = opened.stream.label
@@ -445,6 +454,10 @@ class PerfSource:
         if self._instance is not None:
             found += self._instance.losses()
         self._look_for_programs()
+        for label in self._looks.mistimed:
+            self._say(
+                f"{label}: it is counted by others, too, and the kernel gave some of its events times of another clock"
+            )
         if found and self._options.pids:
             self._say("what was lost may be of other processes, too: without BPF they are told apart behind the buffer")
         if self._helpers.spaces is not None and self._helpers.spaces.lost:
@@ -470,11 +483,11 @@ class PerfSource:
             self._helpers.spaces.stop()
         for fd in (fd for opened in self._streams for fds in (opened.fds, *opened.beside) for fd in fds):
             os.close(fd)
-        for ring in (*self._rings, *self._task_rings):
+        for ring in (*self._rings, *self._alone, *self._task_rings):
             unmap(ring)
         for owner in self._owners:
             os.close(owner)
-        self._streams, self._rings, self._task_rings, self._owners = [], [], [], []
+        self._streams, self._owners, self._rings, self._alone, self._task_rings = [], [], [], [], []
         if self._instance is not None:
             self._instance.close()
             self._instance = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -30,6 +31,33 @@ def test_page_faults(tier: str) -> None:
     without = int(trace(script, python("import mmap"), tier=tier).lines[0])
     counted = int(trace(script, python(code), tier=tier).lines[0]) - without
     assert pages * 0.9 <= counted <= pages * 1.2 or counted >= pages // 512  # where pages are huge
+
+
+OTHER_TRACER = f"""
+import mmap, sys
+sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
+from ktap import kernel
+from ktap.perf_event import IDENTIFIER, TIME, USE_CLOCK
+counter = kernel.Counter(kernel.TYPE_SOFTWARE, 2, 1, IDENTIFIER | TIME, USE_CLOCK, clock=0)
+opened = [kernel.open_perf_event(counter, cpu) for cpu in kernel.online_cpus()]
+pages = mmap.mmap(-1, 4096 * 600)
+for page in range(600): pages[4096 * page] = 1
+"""
+"""Counts page faults, too, with the clock of the year, and makes some."""
+
+
+def test_without_bpf_events_that_others_count_too() -> None:
+    """The kernel gives both one sample, with the number and the time of who came last."""
+    script = """
+    var faults = 0 var minor = 0 var years = 0
+    trace perf:page-faults { faults += 1  if (nsecs > 1 << 60) { years += 1 } }
+    trace perf:page-faults, perf:minor-faults /execname ~ "*"/ { minor += 1 }
+    trace_end { print(faults > 600, minor > faults, years) }
+    """
+    traced = trace(script, [sys.executable, "-c", OTHER_TRACER], tier=EVENTS)
+    assert traced.lines == ["true\ttrue\t0"]
+    assert not traced.losses
+    assert [notice.partition(",")[0] for notice in traced.notices] == ["perf:page-faults: it is counted by others"]
 
 
 def test_what_a_counter_tells() -> None:
