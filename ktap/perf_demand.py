@@ -17,6 +17,7 @@ from ktap.kernel_filter import is_decided
 from ktap.perf_values import PARENT
 from ktap.plan import Captured, Wanted, field_of
 from ktap.predicate import looks_to
+from ktap.resolve import Kernel
 from ktap.tracefs import TracepointName
 from vm.diagnostic import Diagnostic
 from vm.event import Probe
@@ -81,7 +82,7 @@ def also(event: str, wanted: Demand) -> Demand:
 class Here(NamedTuple):
     """What this kernel can do."""
 
-    machine: str
+    kernel: Kernel
     format_of: Callable[[TracepointName], EventFormat]
     event_probes: Callable[[], bool]
 
@@ -106,9 +107,16 @@ def unfit(
     if wanted.context in (*USER_CONTEXTS, *CALL_CONTEXTS):
         from ktap.perf_probes import why_inexpressible
 
-        lacking = why_inexpressible(event, here.machine)
+        lacking = why_inexpressible(event, here.kernel.machine)
         if lacking is not None:
             problem(f"`{wanted.label}` reads {lacking}, which")
+        elif not here.kernel.unsafe:
+            from ktap.perf_dangers import danger_of
+
+            danger = danger_of(event, here.kernel.machine, here.kernel.types)
+            if danger is not None:
+                hint = "--unsafe fetches them all the same; with BPF there is no danger"
+                found.append(Diagnostic(name, span, f"`{wanted.label}` fetches strings, {danger}", hint))
         return found
     for member in wanted.members:
         problem(f"`{member.path}`", places.get(member.path))

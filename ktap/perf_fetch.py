@@ -11,6 +11,7 @@ Source: Documentation/trace/kprobetrace.rst; kernel/trace/trace_probe_kernel.h (
 from __future__ import annotations
 
 import os
+import re
 import struct
 import sys
 from typing import AbstractSet, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -274,9 +275,13 @@ def _cell(read: Expression, names: Tuple[str, ...], event: EventFormat, zeroed: 
     return cell
 
 
+STRINGS = re.compile(r"string(?:\[(?P<count>\d+)\])?$")
+
+
 def strings_bytes(arguments: Sequence[str]) -> int:
     """What the strings among fetch arguments take of a record at most."""
-    return MOST_STRING_BYTES * sum(argument.endswith("string") for argument in arguments)
+    found = (STRINGS.search(argument) for argument in arguments)
+    return MOST_STRING_BYTES * sum(int(match["count"] or 1) for match in found if match is not None)
 
 
 def _string_cell(most: int, first: int, rest: Sequence[int], zeroed: Optional[Zeroed]) -> Cell:

@@ -140,7 +140,7 @@ class PerfSource:
         for notice in (*resolver.notices, *checked.notices):
             self._say(notice)
         events = [self._captured(one) for one in found]
-        here = Here(self._kernel.machine, self._format, self._event_probes)
+        here = Here(self._kernel, self._format, self._event_probes)
         problems = [one for event in events for one in unfit(self._program, probes, event, here, asked.places)]
         if problems:
             self.close()

@@ -71,6 +71,7 @@ def trace(
     everyone: bool = False,
     tier: str = "vm",
     backend: str = "bpf",
+    unsafe: bool = False,
     limits: Limits = LIMITS,
 ) -> Traced:
     """Trace until the command ends, or for a time. Only the command and its children, unless `everyone`.
@@ -84,7 +85,9 @@ def trace(
     child = Child(command) if command else None
     if EVENTS in (buffer, tier):
         buffer, tier, backend = "auto", "vm", "perf"
-    options = Options(buffer=buffer, buffer_bytes=buffer_bytes, pid=pid, cpu=cpu, tier=tier, backend=backend)
+    options = Options(
+        buffer=buffer, buffer_bytes=buffer_bytes, pid=pid, cpu=cpu, tier=tier, backend=backend, unsafe=unsafe
+    )
     held = child.held() if child and not everyone else None
     source = machine_source(machine, options, held, notices.append)
     run = Run(

@@ -15,6 +15,7 @@ from c_program import compiled
 from processor import words
 from tracing import EVENTS, Traced, python, trace
 
+from ktap import perf_dangers, sources
 from ktap.libraries import find_file
 from ktap.own_group import GROUP, OwnGroup, definitions, group_of
 from ktap.perf_source import PerfSource
@@ -199,3 +200,34 @@ def test_functions_of_libc_come_and_go_together() -> None:
     assert len(without.source.events) > 300 and len(doubtful) < 30
     assert first.label.endswith(f" and {len(without.source.events) - len(doubtful) - 1} more")
     assert group_of(os.getpid()) not in groups()
+
+
+STRING = words("trace probe:libc:getenv name=+0(%di):string { n[args.name] += 1 } trace_end { print(n['HOME'] >= 40) }")
+
+NUMBER = "trace probe:libc:getenv { if (arg1 != 0) { n += 1 } } n = 0 trace_end { print(n >= 40) }"
+
+
+def without_types() -> None:
+    """A kernel without BTF does not tell whether it is one that may write behind its page."""
+
+
+def test_long_strings_where_a_warning_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = tmp_path / "panic_on_warn"
+    monkeypatch.setattr(perf_dangers, "PANIC_ON_WARN", str(setting))
+    setting.write_text("1\n")
+    with pytest.raises(Refusal) as caught:
+        trace(STRING, python(LIBC), tier=EVENTS)
+    told = caught.value.diagnostics[0]
+    assert "fetches strings, and this machine is to panic where the kernel warns" in told.message
+    assert told.hint is not None and told.hint.startswith("--unsafe")
+    assert trace(NUMBER, python(LIBC), tier=EVENTS).lines == ["true"]
+    assert trace(STRING, python(LIBC), tier=EVENTS, unsafe=True).lines == ["true"]
+    setting.write_text("0\n")
+    assert trace(STRING, python(LIBC), tier=EVENTS).lines == ["true"]
+
+
+def test_long_strings_on_a_kernel_that_may_write_behind_their_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "kernel_types", without_types)
+    with pytest.raises(Refusal, match="write behind the page"):
+        trace(STRING, python(LIBC), tier=EVENTS)
+    assert trace(NUMBER, python(LIBC), tier=EVENTS).lines == ["true"]
