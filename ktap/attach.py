@@ -406,7 +406,7 @@ class Attachment:
         if called is None or called.type_id is None or case.recipe is None:
             return False
         recipe = typed_recipe(case.recipe, called, self._options.machine)
-        if recipe is None:
+        if recipe is None or not (self._options.attaching or links.has_typed()):
             return False
         case = case._replace(recipe=recipe, called=called)
         if self._verified is not None:

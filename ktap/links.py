@@ -35,6 +35,8 @@ DEVICE = "/sys/bus/event_source/devices/kprobe/type"
 
 
 NOT_THERE = "the kernel takes no probe on an instruction that it changes itself, or that works only where it stands"
+TESTED = "bpf_fentry_test1"
+"""A function that the kernel has for its own tests."""
 NAMES = {FENTRY: "fentry", FEXIT: "fexit", KPROBE_MULTI: "kprobe multi", 0: "kprobe"}
 """What the ways are called."""
 PERF_EVENT_LINK = 41
@@ -176,6 +178,27 @@ def has_multi() -> bool:
         os.close(attach_multi_symbols(program, [b"ktap: no such function"]))
     except OSError as error:
         return error.errno == errno.ESRCH
+    finally:
+        os.close(program)
+    return True
+
+
+@cache
+def has_typed() -> bool:
+    """Whether typed programs can be attached, not only loaded: the function tracer of some kernels (arm64 before Linux
+    6.4) calls none for one function alone."""
+    from ktap.btf import kernel_types
+
+    types = kernel_types()
+    known = types.functions([TESTED]) if types is not None else {}
+    try:
+        program = kernel.load(TRACING, kernel.RETURN_ZERO, attach_type=FENTRY, function=known[TESTED].id)
+    except (OSError, KeyError):
+        return False
+    try:
+        os.close(attach_typed(program, TESTED))
+    except OSError:
+        return False
     finally:
         os.close(program)
     return True

@@ -33,6 +33,8 @@ TESTS = (
 """Run on the others."""
 SLOW_ENOUGH = "not 4999hz and not 250us"
 """Left out are timers that an emulated processor can be late with."""
+HANGS_S = 600
+"""After so long it is told where a test is."""
 TIMEOUT_S = 3600
 
 
@@ -41,7 +43,8 @@ TIMEOUT_S = 3600
 def test_on_arm64(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     tests = ALL_TESTS if release == next(iter(boot.ARM_KERNELS)) else TESTS
-    command = ["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", "-k", SLOW_ENOUGH, *tests]
+    options = ["-q", "-p", "no:cacheprovider", "-rs", "-k", SLOW_ENOUGH, "-o", f"faulthandler_timeout={HANGS_S}"]
+    command = ["python3", "-m", "pytest", *options, *tests]
     output = io.BytesIO()
     try:
         status = boot.boot(release, command, output, boot.Machine(timeout_s=TIMEOUT_S))
