@@ -25,6 +25,8 @@ pytestmark = [
 ]
 
 GROUP = "ktap_forms"
+STACKED = "x64" if os.uname().machine == "aarch64" else "symbol"
+"""On arm64 stacks of the kernel may lie right behind BPF programs, of which nobody tells where they end."""
 ENTRIES = (
     "%di",
     "%si %dx:u8 %dx:x16 %dx:u32",
@@ -32,7 +34,7 @@ ENTRIES = (
     "f=+0(%si):string first=+0(%si):u8 next=+1(%si):char",
     "u=+u0(%si):string",
     "n=$arg1:s32 flags=+0($arg3):x64 name=+0($arg2):ustring",
-    "c=$comm d=$comm:string s=$stack:x64 s0=$stack0:symbol s1=$stack1:u32",
+    f"c=$comm d=$comm:string s=$stack:x64 s0=$stack0:{STACKED} s1=$stack1:u32",
     "k=\\99:u8 n=\\-5:s32 h=\\0x10",
     "v=@linux_banner+6:char w=@linux_banner:x32 b=@linux_banner+1:u8 back=@linux_banner-1:x8",
     "low=%di:b4@0/32 high=%di:b8@8/16 all=%di:b64@0/64",
