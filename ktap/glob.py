@@ -225,4 +225,7 @@ def _search(w: Writer, text: Text, start: str, end: str, segment: Segment, searc
     w.only_if(w.value(f"icmp eq i64 {past}, 0"), no)
     w.only_if(w.value(f"icmp eq i64 {misfit}, 0"), no)
     w.store(8, behind, text.base, TEXT_VALUE_BYTES - 8)
-    return w.value(f"load volatile i64, ptr {w.at(text.base, TEXT_VALUE_BYTES - 8)}, align 8")
+    again = w.value(f"load volatile i64, ptr {w.at(text.base, TEXT_VALUE_BYTES - 8)}, align 8")
+    return w.value(
+        f"and i64 {again}, {2 * MOST_TEXT_BYTES - 1}"
+    )  # Linux 6.1 knows of no bounds that come after a spill

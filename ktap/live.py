@@ -31,6 +31,7 @@ from ktap.needs import Needs, needs
 from ktap.objects import Keep, Objects, Stale
 from ktap.plan import Captured, Wanted, captured, probes_of
 from ktap.resolve import Kernel, Resolver
+from ktap.returned import with_function
 from ktap.settings import UNMADE, UNNAMED, Helpers, Options, Say, buffer_bytes, missed_text, power_of_two, refusal
 from ktap.tracefs import TracepointName
 from ktap.transport import Buffer, OnDemand, Order
@@ -108,7 +109,7 @@ class LiveSource:
         resolver = Resolver(self._program, self._kernel)
         for index, probe in enumerate(probes):
             resolver.add(index, probe, demands[index])
-        found = resolver.wanted(demands, wanted.places)
+        found = [with_function(one, self._kernel.types) for one in resolver.wanted(demands, wanted.places)]
         for notice in resolver.notices:
             self._say(notice)
         symbols = self._symbols(demands)
