@@ -228,8 +228,9 @@ class Run:
         if self.options.start is not None and self.going:
             self.options.start()
         while self.going:
-            now_ns = source.now_ns()
-            if self.is_over() and (deadline_ns is None or now_ns < deadline_ns):
+            over = self.is_over()
+            now_ns = source.now_ns()  # behind all that a command did that has ended
+            if over and (deadline_ns is None or now_ns < deadline_ns):
                 if not self.options.live:
                     break
                 self.ended_ns = deadline_ns = now_ns

@@ -335,6 +335,19 @@ def test_the_end_of_the_command() -> None:
     assert executed(ENDING % "", source, options)[0] == "event\t1\nevent\t3\nend\n"
 
 
+def test_a_command_that_has_ended_when_it_is_first_looked_at() -> None:
+    """All that it did was while this did not run, and is before the end all the same."""
+    source = Recorded([(at(3), 20)])
+    clock_ns = [1]
+    source.now_ns = lambda: clock_ns[0]  # type: ignore[method-assign]
+
+    def finished() -> bool:
+        clock_ns[0] = 10
+        return True
+
+    assert executed(ENDING % "", source, RunOptions(finished=finished))[0] == "event\t3\nend\n"
+
+
 def test_stop_in_the_main_chunk() -> None:
     machine = made("trace_end { print('end') } trace a:b { } tostring(1) while (true) { }")
     source = Recorded([])
